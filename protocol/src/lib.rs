@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the host and the guest agree on: the messages of `proto/agent.proto`, how they are
+//! framed on a stream, and the vsock ports. The sandbox library is one end, husk-agent the
+//! other; neither knows more of the other than this crate.
+
+mod frame;
+
+include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
+
+pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
+
+/// Version of the messages. Host and guest image are installed together, so there is no
+/// negotiation: another version is refused.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Host port of the control connection.
+pub const CONTROL_PORT: u32 = 1;
+
+/// First host port that the host gives out for stdio streams.
+pub const FIRST_STREAM_PORT: u32 = 0x1_0000;
+
+/// Tag of the virtio-fs device that holds the pod's root file systems and bind sources.
+pub const SHARE_TAG: &str = "husk";
+
+/// Where the agent mounts it.
+pub const SHARE_PATH: &str = "/run/husk/share";

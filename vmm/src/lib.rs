@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A microVM monitor for KVM. `control` and `config` are what a supervisor needs; the rest
+//! is the machine.
+
+pub mod config;
+pub mod control;
