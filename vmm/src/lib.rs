@@ -3,5 +3,8 @@
 //! A microVM monitor for KVM. `control` and `config` are what a supervisor needs; the rest
 //! is the machine.
 
+pub mod arch;
 pub mod config;
 pub mod control;
+pub mod memory;
+pub mod virtio;

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Guest physical addresses and I/O ports of an x86_64 machine.
+
+/// GDT for the PVH entry.
+pub const GDT: u64 = 0x500;
+/// hvm_start_info, then its module list, then its memory map (PVH boot ABI).
+pub const START_INFO: u64 = 0x6000;
+pub const MODULE_LIST: u64 = 0x6100;
+pub const MEMORY_MAP: u64 = 0x6200;
+/// Kernel command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// End of the RAM that the guest may use below 1 MiB.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// VMGenID's 16 bytes, then the ACPI tables: reserved in the memory map.
+pub const VMGENID: u64 = 0xd_f000;
+pub const ACPI: u64 = 0xe_0000;
+/// Where RAM goes on after the legacy hole.
+pub const HIGH_RAM: u64 = 0x10_0000;
+
+/// The hole below 4 GiB that holds devices, the IOAPIC, the LAPICs and KVM's own pages.
+pub const HOLE: u64 = 0xc000_0000;
+pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// BARs: one window of BAR_SIZE for each slot of the PCI bus.
+pub const BARS: u64 = HOLE;
+pub const BAR_SIZE: u64 = 0x8000;
+
+pub const IOAPIC: u32 = 0xfec0_0000;
+pub const LAPIC: u32 = 0xfee0_0000;
+/// Three pages that KVM needs for real mode on Intel processors.
+pub const KVM_TSS: usize = 0xfffb_d000;
+
+/// Interrupt lines of the IOAPIC; MSI-X vectors get the GSIs above.
+pub const IOAPIC_PINS: u32 = 24;
+/// Line of the ACPI generic event device.
+pub const GED_GSI: u32 = 5;
+
+/// PCI configuration mechanism #1.
+pub const PCI_CONFIG_ADDRESS: u16 = 0xcf8;
+pub const PCI_CONFIG_DATA: u16 = 0xcfc;
+/// pvpanic.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// ACPI sleep control, sleep status and reset registers (ACPI 6.5, 4.8.3.6 and .7).
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+pub const RESET_PORT: u16 = 0x602;
+/// Transmit-only UART for `earlyprintk=serial,0x3f8`.
+pub const EARLY_UART_PORT: u16 = 0x3f8;
+
+/// Start and length of each range of RAM when the guest has `size` bytes.
+pub fn ram_ranges(size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let low = size.min(HOLE);
+    [(0, low), (HOLE_END, size - low)].into_iter().filter(|&(_, len)| len > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_lies_on_both_sides_of_the_hole() {
+        let ranges = |size| ram_ranges(size).collect::<Vec<_>>();
+        assert_eq!(ranges(256 << 20), [(0, 256 << 20)]);
+        assert_eq!(ranges(HOLE), [(0, HOLE)]);
+        assert_eq!(ranges(4 << 30), [(0, HOLE), (HOLE_END, 1 << 30)]);
+    }
+}
