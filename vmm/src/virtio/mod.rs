@@ -5,7 +5,9 @@
 //! a [`Worker`](worker::Worker), a thread of its own, which nobody else reaches into. The
 //! transport in `transport` is the only caller of [`VirtioDevice`].
 
+pub mod fs;
 pub mod queue;
+pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;
