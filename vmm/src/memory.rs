@@ -3,7 +3,12 @@
 //! Guest RAM: where it lies, how it is mapped, and the one place that names vm-memory's
 //! types, so that another version of that crate is a change here.
 
-pub use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemory, ReadVolatile};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+pub use vm_memory::{
+    Address, ByteValued, Bytes, GuestAddress, GuestMemory, ReadVolatile, VolatileSlice,
+};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, MmapRegion, mmap::GuestRegionMmap};
 
 use crate::arch::layout;
@@ -30,6 +35,48 @@ pub fn map(size: u64) -> Result<GuestRam, MemoryError> {
 /// The regions of guest RAM: guest address, length in bytes, host address.
 pub fn regions(ram: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
     ram.iter().map(|r| (r.start_addr().0, r.len(), r.as_ptr() as u64))
+}
+
+/// Sends what lies in `slices` to a stream socket, in one call that neither blocks nor raises
+/// SIGPIPE. Takes at most IOV_MAX slices; returns the bytes sent.
+pub fn send(socket: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    with_message(slices, |message| {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the message names memory that `slices` borrows for longer than the call.
+        unsafe { libc::sendmsg(socket.as_raw_fd(), message, flags) }
+    })
+}
+
+/// Receives from a stream socket into `slices`, in one call that does not block. Takes at
+/// most IOV_MAX slices; returns the bytes received, 0 at the end of the stream.
+pub fn receive(socket: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    with_message(slices, |message| {
+        // SAFETY: the message names memory that `slices` borrows for longer than the call, and
+        // that volatile slices allow anybody to change.
+        unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_DONTWAIT) }
+    })
+}
+
+fn with_message(
+    slices: &[VolatileSlice<'_>],
+    call: impl Fn(&mut libc::msghdr) -> libc::ssize_t,
+) -> io::Result<usize> {
+    let mut iov: Vec<libc::iovec> = slices
+        .iter()
+        .take(libc::UIO_MAXIOV as usize)
+        .map(|slice| libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        })
+        .collect();
+    // SAFETY: all zeros is a message without name, buffers and control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_mut_ptr();
+    message.msg_iovlen = iov.len() as _;
+    match call(&mut message) {
+        -1 => Err(io::Error::last_os_error()),
+        count => Ok(count as usize),
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -36,6 +36,12 @@ pub trait Serve: Send + 'static {
     fn ready(&mut self, _token: u64, _events: EventSet, _poll: &Poll) -> io::Result<()> {
         Ok(())
     }
+    /// All events of one wake-up have been told: the place for work and notifications in
+    /// batches. True when there is more to do: the thread looks for events, the stop among
+    /// them, without sleeping, and calls this again.
+    fn settle(&mut self, _poll: &Poll) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// The set of descriptors that a worker sleeps on, level-triggered.
@@ -86,8 +92,9 @@ impl Worker {
 fn run(device: &mut impl Serve, poll: &Poll) -> io::Result<()> {
     device.start(poll)?;
     let mut events = [EpollEvent::default(); 32];
+    let mut more = false;
     loop {
-        let count = match poll.0.wait(-1, &mut events) {
+        let count = match poll.0.wait(if more { 0 } else { -1 }, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         };
@@ -102,6 +109,7 @@ fn run(device: &mut impl Serve, poll: &Poll) -> io::Result<()> {
                 token => device.ready(token, event.event_set(), poll)?,
             }
         }
+        more = device.settle(poll)?;
     }
 }
 
