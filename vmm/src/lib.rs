@@ -6,5 +6,12 @@
 pub mod arch;
 pub mod config;
 pub mod control;
+pub mod kvm;
+pub mod log;
 pub mod memory;
+pub mod pci;
+mod platform;
+pub mod probe;
+mod vcpu;
 pub mod virtio;
+pub mod vm;

@@ -1,3 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
-fn main() {}
+//! husk-vmm: one microVM, one process. Alone it boots a guest on the terminal; with
+//! `--control FD` it is driven by a supervisor (see `husk_vmm::control`).
+
+mod alone;
+mod supervised;
+
+use std::process::ExitCode;
+
+/// Exit status for input that cannot be used.
+const BAD_INPUT: u8 = 2;
+
+fn main() -> ExitCode {
+    let started_ns = monotonic_ns();
+    let arguments = match alone::parse(lexopt::Parser::from_env()) {
+        Ok(arguments) => arguments,
+        Err(message) => return refuse(&message),
+    };
+    match arguments {
+        alone::Arguments::Print(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        alone::Arguments::Supervised(control) => supervised::run(control, started_ns),
+        alone::Arguments::Alone(guest) => alone::run(*guest),
+    }
+}
+
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("husk-vmm: {message}");
+    ExitCode::from(BAD_INPUT)
+}
+
+/// Host CLOCK_MONOTONIC in ns.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

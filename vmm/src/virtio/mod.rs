@@ -5,8 +5,13 @@
 //! a [`Worker`](worker::Worker), a thread of its own, which nobody else reaches into. The
 //! transport in `transport` is the only caller of [`VirtioDevice`].
 
+pub mod block;
+pub mod console;
 pub mod fs;
 pub mod queue;
+pub mod rng;
+pub mod status;
+pub mod transport;
 pub mod vsock;
 pub mod worker;
 

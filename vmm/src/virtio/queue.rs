@@ -49,6 +49,26 @@ impl VirtQueue {
         &self.ram
     }
 
+    /// Serves every chain that is available: `handle` returns how many bytes it wrote into
+    /// the chain. The driver is interrupted once for all of them.
+    pub fn serve(
+        &mut self,
+        mut handle: impl FnMut(Chain<'_>) -> std::io::Result<u32>,
+    ) -> std::io::Result<()> {
+        loop {
+            self.disable_kicks()?;
+            while let Some(chain) = self.pop()? {
+                let head = chain.head_index();
+                let written = handle(chain)?;
+                self.push(head, written)?;
+            }
+            self.notify()?;
+            if !self.enable_kicks()? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Takes the next chain that the driver has made available.
     pub fn pop(&mut self) -> Result<Option<Chain<'_>>, QueueError> {
         Ok(self.queue.iter(&self.ram)?.next())

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The PCI bus: configuration mechanism #1 on ports 0xcf8 and 0xcfc, a host bridge in slot
+//! 0 and one function in each further slot. Every function has one BAR, at an address that
+//! its slot fixes; writes to it only answer the sizing protocol.
+
+pub mod config_space;
+pub mod msix;
+
+use std::sync::{Arc, Mutex};
+
+use crate::arch::layout::{self, BAR_SIZE, BARS};
+use config_space::ConfigSpace;
+
+pub const SLOTS: usize = 32;
+
+/// A function in a slot of the bus. Called by vCPU threads, under the slot's lock.
+pub trait PciFunction: Send {
+    fn config(&self) -> &ConfigSpace;
+    /// Writes one to four bytes, which do not cross a 32-bit register.
+    fn write_config(&mut self, offset: usize, data: &[u8]);
+    fn read_bar(&mut self, offset: u64, data: &mut [u8]);
+    fn write_bar(&mut self, offset: u64, data: &[u8]);
+}
+
+/// Guest address of the BAR of `slot`.
+pub fn bar_address(slot: usize) -> u64 {
+    BARS + slot as u64 * BAR_SIZE
+}
+
+pub struct PciBus {
+    /// CONFIG_ADDRESS as the guest wrote it.
+    address: Mutex<u32>,
+    host_bridge: ConfigSpace,
+    slots: Vec<Option<Arc<Mutex<dyn PciFunction>>>>,
+}
+
+/// Bit 31 of CONFIG_ADDRESS.
+const ENABLE: u32 = 1 << 31;
+
+impl PciBus {
+    pub fn new() -> PciBus {
+        PciBus {
+            address: Mutex::new(0),
+            // Intel 440FX: Linux's check of the mechanism wants a host bridge class.
+            host_bridge: ConfigSpace::new(0x8086, 0x1237, [0x06, 0x00, 0x00], None),
+            slots: (0..SLOTS).map(|_| None).collect(),
+        }
+    }
+
+    /// Puts a function into a slot between 1 and 31 that is free.
+    pub fn plug(&mut self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
+        self.slots[slot] = Some(function);
+    }
+
+    pub fn read_port(&self, port: u16, data: &mut [u8]) {
+        let address = *lock(&self.address);
+        if port < layout::PCI_CONFIG_DATA {
+            copy_register(address, usize::from(port - layout::PCI_CONFIG_ADDRESS), data);
+            return;
+        }
+        data.fill(0xff);
+        let Some((slot, register)) = decode(address) else { return };
+        let offset = usize::from(port - layout::PCI_CONFIG_DATA);
+        if slot == 0 {
+            copy_register(self.host_bridge.read(register), offset, data);
+        } else if let Some(function) = &self.slots[slot] {
+            copy_register(lock(function).config().read(register), offset, data);
+        }
+    }
+
+    pub fn write_port(&self, port: u16, data: &[u8]) {
+        if port == layout::PCI_CONFIG_ADDRESS {
+            // Narrower writes to this register are not defined; Linux probes with one.
+            if let Ok(bytes) = data.try_into() {
+                *lock(&self.address) = u32::from_le_bytes(bytes);
+            }
+        } else if port >= layout::PCI_CONFIG_DATA {
+            let Some((slot, register)) = decode(*lock(&self.address)) else { return };
+            let offset = usize::from(port - layout::PCI_CONFIG_DATA);
+            if let Some(function) = &self.slots[slot]
+                && offset + data.len() <= 4
+            {
+                lock(function).write_config(register + offset, data);
+            }
+        }
+    }
+
+    /// Reads at an address in the window of BARs.
+    pub fn read_bar(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((function, offset)) = self.at(address) {
+            lock(function).read_bar(offset, data);
+        }
+    }
+
+    pub fn write_bar(&self, address: u64, data: &[u8]) {
+        if let Some((function, offset)) = self.at(address) {
+            lock(function).write_bar(offset, data);
+        }
+    }
+
+    fn at(&self, address: u64) -> Option<(&Arc<Mutex<dyn PciFunction>>, u64)> {
+        let offset = address.checked_sub(BARS)?;
+        let function = self.slots.get((offset / BAR_SIZE) as usize)?.as_ref()?;
+        Some((function, offset % BAR_SIZE))
+    }
+}
+
+impl Default for PciBus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Slot and register (byte offset, multiple of 4) of bus 0, function 0.
+fn decode(address: u32) -> Option<(usize, usize)> {
+    let bus_and_function = address & 0x00ff_0700;
+    (address & ENABLE != 0 && bus_and_function == 0)
+        .then_some(((address >> 11 & 31) as usize, (address & 0xfc) as usize))
+}
+
+fn copy_register(value: u32, offset: usize, data: &mut [u8]) {
+    let bytes = value.to_le_bytes();
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = bytes.get(offset + i).copied().unwrap_or(0xff);
+    }
+}
+
+/// A poisoned lock means that a thread of ours panicked while it held it; the state behind
+/// these locks is plain registers, which stay valid.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_bridge_answers_on_an_empty_bus() {
+        let bus = PciBus::new();
+        let mut read = |address: u32| {
+            bus.write_port(0xcf8, &address.to_le_bytes());
+            let mut data = [0; 4];
+            bus.read_port(0xcfc, &mut data);
+            u32::from_le_bytes(data)
+        };
+        assert_eq!(read(ENABLE), 0x1237_8086);
+        assert_eq!(read(ENABLE | 8) >> 16, 0x0600, "class: host bridge");
+        assert_eq!(read(ENABLE | 1 << 11), !0);
+        assert_eq!(read(ENABLE | 1 << 8), !0, "no function 1");
+        assert_eq!(read(0), !0, "not enabled");
+    }
+
+    #[test]
+    fn reads_of_every_width_and_offset_stay_in_the_register() {
+        let bus = PciBus::new();
+        bus.write_port(0xcf8, &ENABLE.to_le_bytes());
+        let mut word = [0; 2];
+        bus.read_port(0xcfe, &mut word);
+        assert_eq!(u16::from_le_bytes(word), 0x1237);
+        let mut beyond = [0; 4];
+        bus.read_port(0xcff, &mut beyond);
+        assert_eq!(beyond, [0x12, 0xff, 0xff, 0xff]);
+    }
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A VM from its configuration to its end: memory, interrupts, devices, boot, vCPUs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::arch::{acpi, boot, cpuid, layout, regs};
+use crate::config::{Console as ConsoleConfig, MAX_TAG, MAX_VCPUS, MIN_MEMORY_MIB, VmConfig};
+use crate::control::ExitReason;
+use crate::kvm::{self, KvmError};
+use crate::log::Log;
+use crate::memory::{self, GuestRam, MemoryError};
+use crate::pci::msix::Routes;
+use crate::pci::{PciBus, SLOTS};
+use crate::platform::Platform;
+use crate::vcpu;
+use crate::virtio::block::Block;
+use crate::virtio::console::{Console, Output};
+use crate::virtio::fs::Fs;
+use crate::virtio::rng::{self, Rng};
+use crate::virtio::transport::VirtioPci;
+use crate::virtio::vsock::{Dialer, HostSide, Vsock};
+use crate::virtio::{Fault, VirtioDevice};
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    #[error("{0} vCPUs are not possible; ask for 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    #[error("{0} MiB of memory are too little; the least is {MIN_MEMORY_MIB} MiB")]
+    TooLittleMemory(u64),
+    #[error("the tag of a share has 1 to {MAX_TAG} bytes; {0:?} does not fit")]
+    Tag(String),
+    #[error("{0} devices are more than the bus has slots for ({max})", max = SLOTS - 1)]
+    TooManyDevices(usize),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    #[error("cannot {0}: {1}")]
+    Setup(&'static str, io::Error),
+}
+
+/// Adds what was being done to an error of the system.
+trait During<T> {
+    fn during(self, what: &'static str) -> Result<T, VmError>;
+}
+
+impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
+    fn during(self, what: &'static str) -> Result<T, VmError> {
+        self.map_err(|error| VmError::Setup(what, error.into()))
+    }
+}
+
+/// The host's side of the guest's sockets.
+pub struct VsockHost {
+    pub side: Arc<dyn HostSide>,
+    /// Where clients ask for ports of the guest, when there is no supervisor.
+    pub listener: Option<UnixListener>,
+}
+
+/// A VM that is ready to run. A process runs one and ends with it: threads of vCPUs and
+/// devices are never joined.
+pub struct Vm {
+    vcpus: Vec<VcpuFd>,
+    platform: Platform,
+    dialer: Option<Dialer>,
+    exits: (Sender<ExitReason>, Receiver<ExitReason>),
+}
+
+impl Vm {
+    /// Builds the VM. Bad configuration is refused before anything is made.
+    pub fn build(config: VmConfig<OwnedFd>, vsock: Option<VsockHost>) -> Result<Vm, VmError> {
+        check(&config)?;
+        let exits = channel();
+
+        let ram = memory::map(config.memory_mib << 20)?;
+        let kvm = kvm::check(config.kvm)?;
+        let vm = Arc::new(create_vm(&kvm)?);
+        attach_memory(&vm, &ram)?;
+        // The interrupt controllers come before the vCPUs: each vCPU gets its LAPIC then.
+        vm.create_irq_chip().during("create the interrupt controllers")?;
+
+        let fault = {
+            let exits = Mutex::new(exits.0.clone());
+            Fault::new(move |what| {
+                let _ = crate::pci::lock(&exits).send(ExitReason::Device(what));
+            })
+        };
+        let (output, input) = open_console(config.console).during("open the console")?;
+        let mut devices: Vec<Box<dyn VirtioDevice>> =
+            vec![Box::new(Console::new(output.clone(), input)), Box::new(Rng::default())];
+        let dialer = match vsock {
+            Some(host) => {
+                let device = Vsock::new(host.side, host.listener).during("make the vsock")?;
+                let dialer = device.dialer();
+                devices.push(Box::new(device));
+                Some(dialer)
+            }
+            None => None,
+        };
+        if let Some(share) = config.share {
+            devices.push(Box::new(Fs::new(&share.tag, share.directory).during("share files")?));
+        }
+        for disk in config.disks {
+            let block = Block::new(File::from(disk.file), disk.read_only, &disk.serial);
+            devices.push(Box::new(block.during("open a disk")?));
+        }
+        let mut pci = PciBus::new();
+        let routes = Arc::new(Routes::new(vm.clone()));
+        for (index, device) in devices.into_iter().enumerate() {
+            let slot = index + 1;
+            let (ram, fault) = (ram.clone(), fault.clone());
+            let function = VirtioPci::new(device, slot, &vm, routes.clone(), ram, fault)
+                .during("put a device on the bus")?;
+            pci.plug(slot, Arc::new(Mutex::new(function)));
+        }
+
+        let (entry, kernel_end) = boot::load_kernel(&ram, &File::from(config.kernel))?;
+        let initramfs = match config.initramfs {
+            Some(file) => Some(boot::load_initramfs(&ram, &File::from(file), kernel_end)?),
+            None => None,
+        };
+        let mut generation = [0; 16];
+        rng::random(&mut generation).during("draw a generation ID")?;
+        let rsdp = acpi::write(&ram, config.vcpus, generation)?;
+        boot::write_start_info(&ram, &config.cmdline, initramfs, rsdp)?;
+        regs::write_gdt(&ram).map_err(io::Error::other).during("write the GDT")?;
+
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry).during("create the vCPUs")?;
+        let platform = Platform { pci: Arc::new(pci), console: output };
+        Ok(Vm { vcpus, platform, dialer, exits })
+    }
+
+    /// Opens connections to the guest; `None` without a vsock.
+    pub fn dialer(&self) -> Option<Dialer> {
+        self.dialer.clone()
+    }
+
+    /// Ends the VM from outside: send the reason.
+    pub fn stopper(&self) -> Sender<ExitReason> {
+        self.exits.0.clone()
+    }
+
+    /// Starts the vCPUs and waits until the guest ends. The first reason counts.
+    pub fn run(self) -> Result<ExitReason, VmError> {
+        for (id, vcpu) in self.vcpus.into_iter().enumerate() {
+            vcpu::spawn(vcpu, id as u8, self.platform.clone(), self.exits.0.clone())
+                .during("start a vCPU's thread")?;
+        }
+        drop(self.exits.0);
+        Ok(self.exits.1.recv().unwrap_or(ExitReason::Stopped))
+    }
+}
+
+fn check(config: &VmConfig<OwnedFd>) -> Result<(), VmError> {
+    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+        return Err(VmError::Vcpus(config.vcpus));
+    }
+    if config.memory_mib < MIN_MEMORY_MIB {
+        return Err(VmError::TooLittleMemory(config.memory_mib));
+    }
+    if let Some(share) = &config.share
+        && (share.tag.is_empty() || share.tag.len() > MAX_TAG)
+    {
+        return Err(VmError::Tag(share.tag.clone()));
+    }
+    let devices = 2 + usize::from(config.vsock) + config.share.iter().len() + config.disks.len();
+    if devices >= SLOTS {
+        return Err(VmError::TooManyDevices(devices));
+    }
+    Ok(())
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
+    // A pending signal makes KVM give up here; it wants to be asked again.
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(KvmError::NotVirtualizing(error.to_string()).into()),
+            Ok(vm) => break vm,
+        }
+    };
+    vm.set_tss_address(layout::KVM_TSS).during("reserve KVM's pages")?;
+    Ok(vm)
+}
+
+fn attach_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), VmError> {
+    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in memory::regions(ram).enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        };
+        // SAFETY: the host range is a mapping that the devices' clones of `ram` keep alive
+        // as long as the VM, and that Rust code only reaches through volatile accesses.
+        unsafe { vm.set_user_memory_region(region) }.during("give the guest its memory")?;
+    }
+    Ok(())
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> io::Result<Vec<VcpuFd>> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    (0..count)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(u64::from(id))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, count))?;
+            regs::set_common_state(&vcpu)?;
+            if id == 0 {
+                regs::set_boot_state(&vcpu, entry)?;
+            }
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+fn open_console(config: ConsoleConfig<OwnedFd>) -> io::Result<(Output, Option<File>)> {
+    Ok(match config {
+        ConsoleConfig::Log(file) => (Arc::new(Mutex::new(Log::new(File::from(file))?)), None),
+        ConsoleConfig::Terminal { input, output } => {
+            (Arc::new(Mutex::new(File::from(output))), Some(File::from(input)))
+        }
+    })
+}
