@@ -7,6 +7,8 @@
 
 pub mod block;
 pub mod console;
+#[cfg(test)]
+pub mod driver;
 pub mod fs;
 pub mod queue;
 pub mod rng;

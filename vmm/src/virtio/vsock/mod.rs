@@ -3,8 +3,14 @@
 //! The socket device (virtio 1.3, 5.10), stream sockets only. Each connection of the guest
 //! is joined to a unix stream socket on the host; no vhost.
 
+mod connection;
+mod device;
 mod dialer;
 mod hybrid;
+mod packet;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +19,9 @@ use std::sync::Arc;
 pub use dialer::Dialer;
 pub use hybrid::HostPaths;
 
+use super::worker::Worker;
 use super::{Activation, TYPE_VSOCK, VirtioDevice};
+use device::Device;
 
 /// The guest's context id. Every VM has its own device, so all may use the same.
 pub const GUEST_CID: u64 = 3;
@@ -37,18 +45,27 @@ pub trait HostSide: Send + Sync {
 
 /// The device.
 pub struct Vsock {
-    _host: Arc<dyn HostSide>,
-    _listener: Option<UnixListener>,
+    host: Arc<dyn HostSide>,
+    listener: Option<Arc<UnixListener>>,
     dialer: Dialer,
     config: [u8; 8],
+    worker: Option<Worker>,
 }
 
 impl Vsock {
     /// `host` serves connections that the guest opens. On `listener`, if given, clients
     /// write `CONNECT <port>\n` to reach a port of the guest and read `OK <host port>\n`.
     pub fn new(host: Arc<dyn HostSide>, listener: Option<UnixListener>) -> io::Result<Vsock> {
-        let config = GUEST_CID.to_le_bytes();
-        Ok(Vsock { _host: host, _listener: listener, dialer: Dialer::new()?, config })
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true)?;
+        }
+        Ok(Vsock {
+            host,
+            listener: listener.map(Arc::new),
+            dialer: Dialer::new()?,
+            config: GUEST_CID.to_le_bytes(),
+            worker: None,
+        })
     }
 
     /// A handle that opens connections to ports of the guest.
@@ -78,9 +95,17 @@ impl VirtioDevice for Vsock {
         &self.config
     }
 
-    fn activate(&mut self, _activation: Activation) -> io::Result<()> {
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation { ram, queues, fault, .. } = activation;
+        let (host, listener) = (Arc::clone(&self.host), self.listener.clone());
+        let device = Device::new(ram, queues, host, self.dialer.clone(), listener)?;
+        self.worker = Some(Worker::spawn(self.name(), device, fault)?);
         Ok(())
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        // Drops the device with its connections, once its thread has ended.
+        self.worker = None;
+        self.dialer.take();
+    }
 }
