@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the first process of the guest does for itself: a root that containers can pivot
+//! away from, the kernel's file systems, the cgroup tree, the loopback device, and at the
+//! end the power switch. Each step is small because time to Hello is a promised figure.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+use crate::error::{Doing, Error, Result};
+
+/// The cgroup that holds those of the containers.
+pub const CGROUPS: &str = "/sys/fs/cgroup/husk";
+
+/// Holds what the agent keeps about containers.
+pub const STATE: &str = "/run/husk";
+
+const NONE: Option<&str> = None;
+
+/// Covers the initramfs with a bind mount of itself and makes that the root.
+///
+/// pivot_root(2) demands that the caller's root has a parent mount, which the initramfs,
+/// being the first mount of all, has not. The cover shows the same files, so nothing has
+/// to be copied. /run serves as the place to make it, because nothing is mounted yet.
+pub fn cover_root() -> Result<()> {
+    mount(Some("/"), "/run", NONE, MsFlags::MS_BIND, NONE).doing("bind the root")?;
+    nix::unistd::chdir("/run").doing("enter the bound root")?;
+    mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE).doing("move the root")?;
+    nix::unistd::chroot(".").doing("make it the root")?;
+    nix::unistd::chdir("/").doing("enter the root")
+}
+
+/// Mounts the kernel's file systems. Those that are there already are left alone.
+pub fn mount_all() -> Result<()> {
+    let none = MsFlags::empty();
+    let guarded = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let table: [(&str, &str, MsFlags, Option<&str>); 9] = [
+        ("proc", "/proc", guarded, None),
+        ("sysfs", "/sys", guarded, None),
+        // nsdelegate: a container that sees its cgroup cannot lift its own limits.
+        ("cgroup2", "/sys/fs/cgroup", guarded, Some("nsdelegate,memory_recursiveprot")),
+        ("devtmpfs", "/dev", MsFlags::MS_NOSUID, None),
+        ("devpts", "/dev/pts", none, Some("gid=5,mode=620,ptmxmode=666")),
+        ("tmpfs", "/dev/shm", plain, Some("mode=1777")),
+        ("mqueue", "/dev/mqueue", guarded, None),
+        ("tmpfs", "/run", plain, Some("mode=755")),
+        ("tmpfs", "/tmp", plain, Some("mode=1777")),
+    ];
+    for (kind, path, flags, data) in table {
+        make_directory(path)?;
+        match mount(Some(kind), path, Some(kind), flags, data) {
+            Ok(()) | Err(nix::Error::EBUSY) => {}
+            Err(error) => return Err(error).doing(format!("mount {kind} on {path}")),
+        }
+    }
+    Ok(())
+}
+
+/// Makes what containers share: state directories, and the cgroup that theirs are in, with
+/// every controller that the kernel has.
+pub fn prepare_for_containers() -> Result<()> {
+    for directory in ["oci", "containers"] {
+        let directory = Path::new(STATE).join(directory);
+        std::fs::create_dir_all(&directory).doing(format!("create {directory:?}"))?;
+    }
+    make_directory(CGROUPS)?;
+    for cgroup in ["/sys/fs/cgroup", CGROUPS] {
+        let offered = Path::new(cgroup).join("cgroup.controllers");
+        let offered = std::fs::read_to_string(&offered).doing(format!("read {offered:?}"))?;
+        let wanted: Vec<String> = offered.split_whitespace().map(|c| format!("+{c}")).collect();
+        let control = Path::new(cgroup).join("cgroup.subtree_control");
+        std::fs::write(&control, wanted.join(" ")).doing(format!("write {control:?}"))?;
+    }
+    Ok(())
+}
+
+/// Brings the loopback device up; the kernel gives it its addresses.
+pub fn loopback_up() -> Result<()> {
+    // SAFETY: socket() takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).doing("open a socket for the loopback device");
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: ifreq is plain data, for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which is alive during the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error()).doing("bring the loopback device up");
+    }
+    Ok(())
+}
+
+/// Switches the VM off. Does not return: without a host there is nothing left to do.
+pub fn power_off() -> ! {
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    std::process::exit(1)
+}
+
+fn make_directory(path: &str) -> Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::internal(format!("cannot create {path}: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
