@@ -1,1 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
+
+//! One pod's VM as the host sees it. The shim and the `husk` command drive it.
+//!
+//! [`Sandbox::launch`] finds nothing and decides nothing: the caller brings the files
+//! ([`Assets`]), the [`Size`] and the names. It makes the pod's directory and share, starts
+//! husk-vmm and returns while the VM boots; requests to the agent wait for it, so the caller
+//! can mount root file systems meanwhile. Everything made on the host has an owner whose
+//! drop undoes it, and a line in the pod's state file from which [`run_dir::clean`] undoes
+//! it after a crash.
+
+mod agent;
+mod assets;
+pub mod clock;
+mod error;
+pub mod mount;
+mod process;
+pub mod reactor;
+pub mod run_dir;
+mod sandbox;
+mod share;
+mod size;
+mod spec;
+mod streams;
+mod vm;
+
+pub use assets::Assets;
+pub use error::{Code, Error, IoContext, clip};
+pub use process::{Pidfd, ProcessId};
+pub use sandbox::{Exec, KVM, Launch, Milestones, Sandbox, Signal, Terminal, guest_share};
+pub use share::SharedContainer;
+pub use size::{Size, host_capacity};
+pub use spec::{BindSource, GuestProcess, GuestSpec, Resources, Spec};
+pub use streams::Expected;
+pub use vm::Ended;

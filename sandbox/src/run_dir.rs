@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A pod's directory on the host, `/run/husk/<namespace>/<pod>`: the console log, the
+//! share, and a state file with a line for every resource outside it, so that [`clean`] can
+//! undo all after a crash. Nothing here is ever removed recursively: what the pod could
+//! have put somewhere is only ever unmounted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext};
+use crate::mount::unmount_all;
+use crate::process::ProcessId;
+
+/// Where the directories of all pods are.
+pub const RUN_ROOT: &str = "/run/husk";
+
+/// How long [`clean`] waits for a VMM that it has killed; its guest memory is freed by then.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest state file that is read back, in bytes: far more lines than a pod has resources.
+const MAX_STATE: u64 = 1 << 20;
+
+/// A line of the state file.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Resource {
+    /// A husk-vmm.
+    Vmm(ProcessId),
+    /// A mount point outside the directory.
+    Mount(PathBuf),
+}
+
+/// The directory of a living pod; dropping it removes it.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes the directory; what a crashed pod of the same name left is undone first.
+    pub fn create(root: &Path, namespace: &str, pod: &str) -> Result<RunDir, Error> {
+        let path = path_of(root, namespace, pod)?;
+        clean(root, namespace, pod)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .context(|| format!("cannot make the directory {}", path.display()))?;
+        Ok(RunDir { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that the VM sees.
+    pub fn share(&self) -> PathBuf {
+        self.path.join("share")
+    }
+
+    /// Opens a new console log.
+    pub fn create_console_log(&self) -> Result<File, Error> {
+        let path = self.path.join("console.log");
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .context(|| format!("cannot make {}", path.display()))
+    }
+
+    /// Notes a running VMM, so that it can be found after a crash of ours.
+    pub fn record_vmm(&self, process: ProcessId) -> Result<(), Error> {
+        self.record(&Resource::Vmm(process))
+    }
+
+    /// Notes a mount point outside the directory; call before mounting.
+    pub fn record_mount(&self, target: &Path) -> Result<(), Error> {
+        self.record(&Resource::Mount(target.to_owned()))
+    }
+
+    fn record(&self, resource: &Resource) -> Result<(), Error> {
+        let path = self.path.join("state");
+        let mut line = serde_json::to_vec(resource).context(|| "cannot write state".to_owned())?;
+        line.push(b'\n');
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&line))
+            .context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes the directory and reports what could not be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        let done = remove(&self.path);
+        std::mem::forget(self);
+        done
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        // `delete` repeats this and reports.
+        let _ = remove(&self.path);
+    }
+}
+
+/// The last `max` bytes of a console log, control characters made harmless.
+pub fn console_tail(log: &mut File, max: u64) -> String {
+    let mut bytes = Vec::new();
+    let read = log
+        .seek(SeekFrom::End(0))
+        .and_then(|end| log.seek(SeekFrom::Start(end.saturating_sub(max))))
+        .and_then(|_| log.take(max).read_to_end(&mut bytes));
+    if read.is_err() {
+        return String::new();
+    }
+    String::from_utf8_lossy(&bytes)
+        .chars()
+        .filter(|&c| c == '\n' || c == '\t' || !c.is_control())
+        .collect()
+}
+
+/// Whether a VMM of this pod is running.
+pub fn has_vm(root: &Path, namespace: &str, pod: &str) -> bool {
+    let Ok(path) = path_of(root, namespace, pod) else { return false };
+    recorded(&path)
+        .iter()
+        .any(|resource| matches!(resource, Resource::Vmm(process) if process.open().is_some()))
+}
+
+/// Undoes all that a pod left: kills its VMM, unmounts what it mounted, removes its
+/// directory. Goes on past errors and reports them together. Nothing there is success.
+pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
+    let path = path_of(root, namespace, pod)?;
+    let mut errors = Vec::new();
+    let resources = recorded(&path);
+    for resource in resources.iter().rev() {
+        match resource {
+            Resource::Vmm(process) => {
+                let Some(pidfd) = process.open() else { continue };
+                if let Err(error) = pidfd.signal(libc::SIGKILL) {
+                    errors.push(format!("cannot kill husk-vmm ({}): {error}", process.pid));
+                } else if !pidfd.wait(KILL_LIMIT) {
+                    errors.push(format!("husk-vmm ({}) does not die", process.pid));
+                }
+            }
+            Resource::Mount(target) => {
+                errors.extend(unmount_all(target).err().map(|error| error.message));
+            }
+        }
+    }
+    errors.extend(remove(&path).err().map(|error| error.message));
+    if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
+}
+
+/// The resources of the state file, as far as it can be read: a line cut short by a crash
+/// belongs to a resource that was not made yet.
+fn recorded(path: &Path) -> Vec<Resource> {
+    let mut text = Vec::new();
+    if let Ok(file) = File::open(path.join("state")) {
+        let _ = file.take(MAX_STATE).read_to_end(&mut text);
+    }
+    text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    let share = path.join("share");
+    let mut errors = Vec::new();
+    errors.extend(unmount_all(&share).err().map(|error| error.message));
+    let mut note = |path: &Path, done: std::io::Result<()>| match done {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            errors.push(format!("cannot remove {}: {error}", path.display()));
+        }
+        _ => {}
+    };
+    note(&share, fs::remove_dir(&share));
+    for name in ["console.log", "state"] {
+        let file = path.join(name);
+        note(&file, fs::remove_file(&file));
+    }
+    note(path, fs::remove_dir(path));
+    if let Some(namespace) = path.parent() {
+        // Other pods of the namespace keep it.
+        let _ = fs::remove_dir(namespace);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
+}
+
+fn path_of(root: &Path, namespace: &str, pod: &str) -> Result<PathBuf, Error> {
+    Ok(root.join(checked_name(namespace)?).join(checked_name(pod)?))
+}
+
+/// A name that is one component of a path; containerd allows no other, so this refuses
+/// only what would lead elsewhere.
+pub fn checked_name(name: &str) -> Result<&str, Error> {
+    /// Longest name of a file on every file system.
+    const MAX_NAME: usize = 255;
+    if name.is_empty() || name.len() > MAX_NAME || name == "." || name == ".." {
+        return Err(Error::invalid(format!("{name:?} cannot be the name of a pod or container")));
+    }
+    if name.contains(['/', '\0', '\n']) {
+        return Err(Error::invalid(format!(
+            "{name:?} cannot be the name of a pod or container: it contains a slash, a newline \
+             or a zero byte"
+        )));
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn nothing_is_left_when_it_is_dropped() {
+        let root = tempfile::tempdir().expect("directory");
+        let run = RunDir::create(root.path(), "ns", "pod").expect("create");
+        run.create_console_log().expect("log");
+        run.record_mount(Path::new("/nonexistent/rootfs")).expect("record");
+        fs::create_dir(run.share()).expect("share");
+        drop(run);
+        assert_eq!(fs::read_dir(root.path()).expect("root").count(), 0);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_undone() {
+        let root = tempfile::tempdir().expect("directory");
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let run = RunDir::create(root.path(), "ns", "pod").expect("create");
+        run.record_vmm(ProcessId::of(child.id()).expect("running")).expect("record");
+        run.record_vmm(ProcessId { pid: std::process::id(), start: 1 }).expect("record");
+        std::mem::forget(run);
+        let mut state =
+            OpenOptions::new().append(true).open(root.path().join("ns/pod/state")).expect("state");
+        state.write_all(b"{\"mou").expect("cut short");
+        let reaper = std::thread::spawn(move || child.wait().expect("status"));
+        clean(root.path(), "ns", "pod").expect("clean");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&reaper.join().expect("reaper")),
+            Some(libc::SIGKILL)
+        );
+        assert!(!root.path().join("ns").exists());
+        clean(root.path(), "ns", "pod").expect("again");
+    }
+
+    #[test]
+    fn files_of_others_are_never_removed() {
+        let root = tempfile::tempdir().expect("directory");
+        let precious = root.path().join("ns/pod/share/c/precious");
+        fs::create_dir_all(precious.parent().expect("parent")).expect("directory");
+        fs::write(&precious, b"data").expect("file");
+        let error = clean(root.path(), "ns", "pod").expect_err("not empty");
+        assert!(error.message.contains("share"), "{error}");
+        assert!(precious.exists());
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a\nb", &"x".repeat(300)] {
+            assert!(checked_name(bad).is_err(), "{bad:?}");
+        }
+        checked_name("k8s.io_web-1").expect("fine");
+    }
+
+    #[test]
+    fn a_console_tail_is_short_and_printable() {
+        let mut file = tempfile::tempfile().expect("file");
+        file.write_all(b"first\nsecond \x1b[1m\xff\n").expect("write");
+        assert_eq!(console_tail(&mut file, 13), "second [1m\u{fffd}\n");
+    }
+}

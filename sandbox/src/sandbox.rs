@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A pod's life: launch, containers, verbs for the agent, stop.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use husk_protocol::agent::{self as guest, Event, Setup, request::Verb, response};
+use husk_protocol::{CONTROL_PORT, SHARE_PATH, SHARE_TAG};
+use husk_vmm::config::{self, Console, VmConfig};
+use tokio::sync::mpsc;
+
+use crate::agent::{Agent, done, unexpected};
+use crate::clock;
+use crate::error::{Code, Error, IoContext};
+use crate::mount::{self, Mount, Mounted};
+use crate::run_dir::RunDir;
+use crate::share::{Share, SharedContainer};
+use crate::spec::BindSource;
+use crate::streams::{Expected, Streams};
+use crate::vm::{Ended, Vm};
+use crate::{Assets, Size};
+
+/// The guest kernel's command line. Nothing of a pod is in it, so that one booted VM can
+/// become any pod.
+const CMDLINE: &str = "console=hvc0 quiet panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
+
+/// The device that VMs are made with.
+pub const KVM: &str = "/dev/kvm";
+
+/// How long a VM may go on without a connection to its agent: until it has powered off, or
+/// husk-vmm has said what became of it.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Random bytes given to a new guest.
+const ENTROPY_LEN: usize = 64;
+
+/// What a sandbox is made from.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// [`crate::run_dir::RUN_ROOT`], except in tests.
+    pub run_root: PathBuf,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The pod.
+    pub id: String,
+    /// Empty for the guest's default.
+    pub hostname: String,
+    pub size: Size,
+    pub assets: Assets,
+    /// [`KVM`], except in tests.
+    pub kvm: PathBuf,
+}
+
+/// Host CLOCK_MONOTONIC, in ns, of what has happened so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Milestones {
+    pub vmm_started_ns: Option<u64>,
+    pub guest_running_ns: Option<u64>,
+    pub kernel_done_ns: Option<u64>,
+    pub hello_ns: Option<u64>,
+    pub setup_ns: Option<u64>,
+}
+
+/// Streams and terminal of a process, as the guest is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terminal {
+    pub stdin_port: u32,
+    pub stdout_port: u32,
+    pub stderr_port: u32,
+    pub terminal: bool,
+    /// Rows and columns, where known.
+    pub size: Option<(u32, u32)>,
+}
+
+/// A further process in a container.
+#[derive(Debug, Clone)]
+pub struct Exec<'a> {
+    pub container: &'a str,
+    /// Never empty.
+    pub exec: &'a str,
+    /// OCI Process, JSON.
+    pub process: Vec<u8>,
+    pub stdio: Terminal,
+}
+
+/// A signal for one process or, with `all`, for every process of the container.
+#[derive(Debug, Clone, Copy)]
+pub struct Signal<'a> {
+    pub container: &'a str,
+    /// Empty for the container's first process.
+    pub exec: &'a str,
+    pub signal: u32,
+    pub all: bool,
+}
+
+/// A pod's VM. Dropping it kills the VM and undoes all that was made for it.
+#[derive(Debug)]
+pub struct Sandbox {
+    vm: Vm,
+    agent: Agent,
+    streams: Streams,
+    /// Fields of it are dropped in order: mounts before the directory below which they are.
+    files: Mutex<Option<Files>>,
+}
+
+#[derive(Debug)]
+struct Files {
+    share: Arc<Share>,
+    run: RunDir,
+}
+
+impl Sandbox {
+    /// Starts the pod's VM and returns while it boots, with the guest's events. The events
+    /// end when the guest is gone; [`Sandbox::ended`] then says why.
+    ///
+    /// Has to be called within a tokio runtime, on a thread that outlives the sandbox.
+    pub fn launch(launch: Launch) -> Result<(Sandbox, mpsc::Receiver<Event>), Error> {
+        let inputs = Inputs::open(&launch.kvm, &launch.assets)?;
+        let run = RunDir::create(&launch.run_root, &launch.namespace, &launch.id)?;
+        let share = Arc::new(Share::create(run.share())?);
+        let console = run.create_console_log()?;
+        let directory = share.open()?;
+        let files = [
+            inputs.kvm.as_fd(),
+            inputs.kernel.as_fd(),
+            inputs.image.as_fd(),
+            console.as_fd(),
+            directory.as_fd(),
+        ];
+        let config = VmConfig {
+            vcpus: launch.size.vcpus,
+            memory_mib: launch.size.memory_mib,
+            cmdline: CMDLINE.into(),
+            kvm: 0,
+            kernel: 1,
+            initramfs: Some(2),
+            console: Console::Log(3),
+            vsock: true,
+            share: Some(config::Share { tag: SHARE_TAG.into(), directory: 4 }),
+            disks: Vec::new(),
+        };
+        let streams = Streams::default();
+        let control = streams.expect_on(CONTROL_PORT);
+        let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
+        let vm = Vm::start(&launch.assets.vmm, config, &files, log, streams.clone())?;
+        if let Err(error) = run.record_vmm(vm.process()) {
+            vm.kill("its state could not be written");
+            return Err(error);
+        }
+        let lost_vm = vm.clone();
+        let hostname = launch.hostname;
+        let (agent, events) = Agent::connect(
+            control.connected(),
+            move || setup(hostname),
+            async move |why: String| {
+                // Most often the VM is gone or just going, and tells more than the connection
+                // did. A guest without its agent is of no use.
+                if tokio::time::timeout(LAST_WORDS_LIMIT, lost_vm.ended()).await.is_err() {
+                    lost_vm.kill(&why);
+                }
+                lost_vm.ended().await.reason.clone()
+            },
+        );
+        let files = Mutex::new(Some(Files { share, run }));
+        Ok((Sandbox { vm, agent, streams, files }, events))
+    }
+
+    /// The VM's process on the host: alive while the pod is.
+    pub fn pid(&self) -> u32 {
+        self.vm.process().pid
+    }
+
+    /// Waits for the VM's end.
+    pub async fn ended(&self) -> Arc<Ended> {
+        self.vm.ended().await
+    }
+
+    /// Whether the VM has ended.
+    pub fn has_ended(&self) -> bool {
+        self.vm.state().ended.is_some()
+    }
+
+    pub fn milestones(&self) -> Milestones {
+        let running = self.vm.state().running;
+        let agent = self.agent.milestones();
+        Milestones {
+            vmm_started_ns: running.map(|(started, _)| started),
+            guest_running_ns: running.map(|(_, running)| running),
+            kernel_done_ns: agent.agent_started_ns,
+            hello_ns: agent.hello_ns,
+            setup_ns: agent.setup_ns,
+        }
+    }
+
+    /// Kills the VM at once; what waits for it fails with `cause`.
+    pub fn kill(&self, cause: &str) {
+        self.vm.kill(cause);
+    }
+
+    /// Kills the VM, waits for its end and undoes all that was made for it. Goes on past
+    /// errors and reports the first. Mounts and shared containers that were given out have
+    /// to be dropped before. Safe to repeat.
+    pub async fn stop(&self, cause: &str) -> Result<(), Error> {
+        self.vm.kill(cause);
+        self.vm.ended().await;
+        let Some(Files { share, run }) = self.files().take() else { return Ok(()) };
+        drop(share);
+        run.remove()
+    }
+
+    /// Mounts a root file system on the directory `target`, one mount over the other.
+    /// Blocks.
+    pub fn mount_rootfs(&self, mounts: &[Mount], target: &Path) -> Result<Mounted, Error> {
+        {
+            let files = self.files();
+            let files = files.as_ref().ok_or_else(stopped)?;
+            files.run.record_mount(target)?;
+        }
+        let mounted = Mounted::at(target.to_owned());
+        for mount in mounts {
+            mount::mount(mount, target)?;
+        }
+        Ok(mounted)
+    }
+
+    /// Shares a container's root file system and bind sources with the guest, which finds
+    /// them below [`guest_share`]. Blocks.
+    pub fn share_container(
+        &self,
+        container: &str,
+        rootfs: &Path,
+        binds: &[BindSource],
+    ) -> Result<SharedContainer, Error> {
+        let share = self.files().as_ref().map(|files| files.share.clone()).ok_or_else(stopped)?;
+        share.add(container, rootfs, binds)
+    }
+
+    /// A port for one stream of a process, from the guest to the host.
+    pub fn expect_stream(&self) -> Expected {
+        self.streams.expect()
+    }
+
+    /// Makes a container from a spec for the guest; its first process waits for
+    /// [`Sandbox::start`]. The process's number in the guest.
+    pub async fn create(
+        &self,
+        container: &str,
+        spec: Vec<u8>,
+        stdio: Terminal,
+    ) -> Result<u32, Error> {
+        process(
+            self.agent
+                .call(Verb::Create(guest::Create {
+                    container: container.into(),
+                    spec,
+                    stdio: Some(stdio.into()).into(),
+                    ..Default::default()
+                }))
+                .await?,
+        )
+    }
+
+    pub async fn start(&self, container: &str) -> Result<u32, Error> {
+        process(
+            self.agent
+                .call(Verb::Start(guest::Start {
+                    container: container.into(),
+                    ..Default::default()
+                }))
+                .await?,
+        )
+    }
+
+    pub async fn exec(&self, exec: Exec<'_>) -> Result<u32, Error> {
+        process(
+            self.agent
+                .call(Verb::Exec(guest::Exec {
+                    container: exec.container.into(),
+                    exec: exec.exec.into(),
+                    process: exec.process,
+                    stdio: Some(exec.stdio.into()).into(),
+                    ..Default::default()
+                }))
+                .await?,
+        )
+    }
+
+    pub async fn signal(&self, signal: Signal<'_>) -> Result<(), Error> {
+        let scope = match signal.all {
+            true => guest::signal::Scope::ALL,
+            false => guest::signal::Scope::PROCESS,
+        };
+        self.ask(Verb::Signal(guest::Signal {
+            container: signal.container.into(),
+            exec: signal.exec.into(),
+            signal: signal.signal,
+            scope: scope.into(),
+            ..Default::default()
+        }))
+        .await
+    }
+
+    /// Sets the size of a process's terminal.
+    pub async fn resize(
+        &self,
+        container: &str,
+        exec: &str,
+        (rows, cols): (u32, u32),
+    ) -> Result<(), Error> {
+        self.ask(Verb::Resize(guest::Resize {
+            container: container.into(),
+            exec: exec.into(),
+            rows,
+            cols,
+            ..Default::default()
+        }))
+        .await
+    }
+
+    /// `resources` is an OCI LinuxResources, JSON.
+    pub async fn update(&self, container: &str, resources: Vec<u8>) -> Result<(), Error> {
+        self.ask(Verb::Update(guest::Update {
+            container: container.into(),
+            resources,
+            ..Default::default()
+        }))
+        .await
+    }
+
+    pub async fn pause(&self, container: &str) -> Result<(), Error> {
+        self.ask(Verb::Pause(guest::Pause { container: container.into(), ..Default::default() }))
+            .await
+    }
+
+    pub async fn resume(&self, container: &str) -> Result<(), Error> {
+        self.ask(Verb::Resume(guest::Resume { container: container.into(), ..Default::default() }))
+            .await
+    }
+
+    /// Removes what is left of a container in the guest, or of an exec if that is not empty.
+    pub async fn delete(&self, container: &str, exec: &str) -> Result<(), Error> {
+        self.ask(Verb::Delete(guest::Delete {
+            container: container.into(),
+            exec: exec.into(),
+            ..Default::default()
+        }))
+        .await
+    }
+
+    pub async fn pids(&self, container: &str) -> Result<Vec<guest::Pid>, Error> {
+        let verb = Verb::Pids(guest::Pids { container: container.into(), ..Default::default() });
+        match self.agent.call(verb).await? {
+            response::Result::Pids(list) => Ok(list.pids),
+            _ => Err(unexpected()),
+        }
+    }
+
+    pub async fn stats(&self, container: &str) -> Result<guest::ContainerStats, Error> {
+        let verb =
+            Verb::Stats(guest::Stats { containers: vec![container.into()], ..Default::default() });
+        match self.agent.call(verb).await? {
+            response::Result::Stats(list) => {
+                list.stats.into_iter().find(|stats| stats.container == container).ok_or_else(|| {
+                    Error::not_found(format!("no figures for container {container}"))
+                })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn ask(&self, verb: Verb) -> Result<(), Error> {
+        done(self.agent.call(verb).await?)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Option<Files>> {
+        // Nothing panics while it holds this lock.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.vm.kill("the sandbox was given up");
+    }
+}
+
+/// Where the guest finds a container's part of the share.
+pub fn guest_share(container: &str) -> String {
+    format!("{SHARE_PATH}/{container}")
+}
+
+/// The files that have to be there before anything is made.
+struct Inputs {
+    kvm: File,
+    kernel: File,
+    image: File,
+}
+
+impl Inputs {
+    fn open(kvm: &Path, assets: &Assets) -> Result<Inputs, Error> {
+        let device = kvm.display();
+        let kvm = OpenOptions::new().read(true).write(true).open(kvm).map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "load kvm_intel or kvm_amd, or turn virtualization on in the firmware"
+                }
+                io::ErrorKind::PermissionDenied => "run as root or as a member of its group",
+                _ => "`husk check` tells more",
+            };
+            Error::new(Code::FailedPrecondition, format!("cannot open {device}: {error}; {remedy}"))
+        })?;
+        let open = |path: &Path| {
+            File::open(path).map_err(|error| {
+                Error::precondition(format!("cannot open {}: {error}", path.display()))
+            })
+        };
+        Ok(Inputs { kvm, kernel: open(&assets.kernel)?, image: open(&assets.image)? })
+    }
+}
+
+/// What makes a booted VM this pod's.
+fn setup(hostname: String) -> Setup {
+    let mut entropy = vec![0; ENTROPY_LEN];
+    if File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut entropy)).is_err() {
+        // The guest still has its virtio-rng; zeroes must not be credited.
+        entropy.clear();
+    }
+    Setup {
+        version: husk_protocol::PROTOCOL_VERSION,
+        realtime_ns: clock::realtime().as_nanos() as i64,
+        entropy,
+        hostname,
+        shares: vec![guest::Share {
+            tag: SHARE_TAG.into(),
+            path: SHARE_PATH.into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+impl From<Terminal> for guest::Stdio {
+    fn from(stdio: Terminal) -> guest::Stdio {
+        let (rows, cols) = stdio.size.unwrap_or_default();
+        guest::Stdio {
+            stdin_port: stdio.stdin_port,
+            stdout_port: stdio.stdout_port,
+            stderr_port: stdio.stderr_port,
+            terminal: stdio.terminal,
+            rows,
+            cols,
+            ..Default::default()
+        }
+    }
+}
+
+fn process(result: response::Result) -> Result<u32, Error> {
+    match result {
+        response::Result::Process(process) => Ok(process.pid),
+        _ => Err(unexpected()),
+    }
+}
+
+fn stopped() -> Error {
+    Error::unavailable("the pod's VM has been stopped")
+}

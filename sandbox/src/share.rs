@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the pod sees of the host: a small tmpfs in which each container has a directory,
+//! with its root file system bound to `rootfs` and its bind sources to `mounts/<n>`.
+//!
+//! The mount that the VMM serves is read-only, so the guest can neither fill it nor put a
+//! symbolic link where we are about to mount. We make directories through a second mount of
+//! the same tmpfs that only a descriptor of ours leads to. A container's part is undone when
+//! its [`SharedContainer`] is dropped, the whole when the [`Share`] is.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::mount::MsFlags;
+
+use crate::error::{Error, IoContext};
+use crate::mount::{self, Mounted};
+use crate::run_dir::checked_name;
+use crate::spec::BindSource;
+
+/// Limits of the tmpfs: it holds nothing but mount points.
+const TMPFS_OPTIONS: &str = "size=4m,nr_inodes=16k,mode=0700";
+
+/// The share of a pod.
+#[derive(Debug)]
+pub struct Share {
+    path: PathBuf,
+    /// The writable mount of the tmpfs.
+    writer: OwnedFd,
+    _mounted: Mounted,
+}
+
+/// One container's part of a share.
+#[derive(Debug)]
+pub struct SharedContainer {
+    share: Arc<Share>,
+    name: String,
+}
+
+impl Share {
+    /// Makes the share at `path`, which must not exist.
+    pub fn create(path: PathBuf) -> Result<Share, Error> {
+        fs::create_dir(&path).context(|| format!("cannot make {}", path.display()))?;
+        nix::mount::mount(
+            Some("husk"),
+            &path,
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            Some(TMPFS_OPTIONS),
+        )
+        .context(|| format!("cannot mount a tmpfs on {}; husk must run as root", path.display()))?;
+        let mounted = Mounted::at(path.clone());
+        let writer = mount::clone_mount(&path, false)?;
+        mount::set_read_only_and_shared(&path)?;
+        Ok(Share { path, writer, _mounted: mounted })
+    }
+
+    /// The directory for the VMM.
+    pub fn open(&self) -> Result<File, Error> {
+        File::open(&self.path).context(|| format!("cannot open {}", self.path.display()))
+    }
+
+    /// Gives a container its part: the directory `rootfs` of the host and its bind sources.
+    /// Blocks.
+    pub fn add(
+        self: Arc<Self>,
+        name: &str,
+        rootfs: &Path,
+        binds: &[BindSource],
+    ) -> Result<SharedContainer, Error> {
+        checked_name(name)?;
+        let writable = self.writable(name);
+        fs::create_dir(&writable)
+            .context(|| format!("cannot make the share of container {name}"))?;
+        let container = SharedContainer { share: self, name: name.to_owned() };
+        let visible = container.share.path.join(name);
+        let made = fs::create_dir(writable.join("rootfs"))
+            .and_then(|()| fs::create_dir(writable.join("mounts")));
+        made.context(|| format!("cannot make the share of container {name}"))?;
+        mount::bind(rootfs, &visible.join("rootfs"), true, false)
+            .map_err(|error| error.context("cannot share the root file system"))?;
+        for (n, bind) in binds.iter().enumerate() {
+            let what = || format!("cannot share the mount source {}", bind.source.display());
+            let point = writable.join("mounts").join(n.to_string());
+            let is_dir = fs::metadata(&bind.source)
+                .map_err(|error| Error::invalid(format!("{}: {error}", what())))?
+                .is_dir();
+            if is_dir { fs::create_dir(&point) } else { File::create(&point).map(drop) }
+                .context(what)?;
+            let target = visible.join("mounts").join(n.to_string());
+            mount::bind(&bind.source, &target, bind.recursive, bind.read_only)
+                .map_err(|error| error.context(what()))?;
+        }
+        Ok(container)
+    }
+
+    /// A container's directory on the writable mount, where no other mount can be met.
+    fn writable(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.writer.as_raw_fd())).join(name)
+    }
+}
+
+impl SharedContainer {
+    /// Takes the container's part away and reports what could not be.
+    pub fn remove(mut self) -> Result<(), Error> {
+        let done = self.undo();
+        // Nothing is left for the drop.
+        self.name.clear();
+        done
+    }
+
+    fn undo(&self) -> Result<(), Error> {
+        let visible = self.share.path.join(&self.name);
+        let writable = self.share.writable(&self.name);
+        let mut errors = Vec::new();
+        errors.extend(mount::unmount_all(&visible.join("rootfs")).err());
+        for entry in fs::read_dir(writable.join("mounts")).into_iter().flatten().flatten() {
+            errors
+                .extend(mount::unmount_all(&visible.join("mounts").join(entry.file_name())).err());
+        }
+        // No bind is visible on the writable mount: this removes mount points only.
+        errors
+            .extend(fs::remove_dir_all(&writable).context(|| "cannot remove it".to_owned()).err());
+        match errors.into_iter().next() {
+            None => Ok(()),
+            Some(error) => Err(error.context(format!("the share of container {}", self.name))),
+        }
+    }
+}
+
+impl Drop for SharedContainer {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            // The share's own end takes the mounts away in any case.
+            let _ = self.undo();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A share in a directory of its own; nothing where mounting is not permitted.
+    fn share() -> Option<(tempfile::TempDir, Arc<Share>)> {
+        let dir = tempfile::tempdir().expect("directory");
+        match Share::create(dir.path().join("share")) {
+            Ok(share) => Some((dir, Arc::new(share))),
+            Err(error) if error.message.contains("EPERM") => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn mounts_below(path: &Path) -> usize {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let prefix = path.display().to_string();
+        table
+            .lines()
+            .filter(|line| line.split(' ').nth(4).is_some_and(|p| p.starts_with(&prefix)))
+            .count()
+    }
+
+    #[test]
+    fn a_container_sees_its_files_and_leaves_nothing() {
+        let Some((dir, share)) = share() else { return };
+        let rootfs = dir.path().join("rootfs");
+        fs::create_dir(&rootfs).expect("rootfs");
+        fs::write(rootfs.join("hello"), b"x").expect("file");
+        let file = dir.path().join("hosts");
+        fs::write(&file, b"127.0.0.1").expect("file");
+        let binds = [
+            BindSource { source: file.clone(), recursive: true, read_only: true },
+            BindSource { source: rootfs.clone(), recursive: false, read_only: false },
+        ];
+        let container = share.clone().add("c1", &rootfs, &binds).expect("add");
+        let view = dir.path().join("share/c1");
+        assert_eq!(fs::read(view.join("rootfs/hello")).expect("read"), b"x");
+        assert_eq!(fs::read(view.join("mounts/0")).expect("read"), b"127.0.0.1");
+        fs::write(view.join("rootfs/new"), b"y").expect("writes reach the root file system");
+        assert!(rootfs.join("new").exists());
+        assert!(fs::write(view.join("mounts/0"), b"z").is_err(), "read-only");
+        assert!(fs::write(dir.path().join("share/own"), b"z").is_err(), "the share is read-only");
+        container.remove().expect("remove");
+        assert!(!view.exists());
+        assert!(rootfs.join("hello").exists() && file.exists());
+        share.clone().add("c1", &rootfs, &binds).expect("the name is free again");
+        drop(share);
+        assert_eq!(mounts_below(dir.path()), 0);
+    }
+
+    #[test]
+    fn a_missing_source_is_named_and_undone() {
+        let Some((dir, share)) = share() else { return };
+        let binds =
+            [BindSource { source: "/nonexistent/x".into(), recursive: true, read_only: false }];
+        let error = share.clone().add("c1", dir.path(), &binds).expect_err("missing");
+        assert!(error.message.contains("/nonexistent/x"), "{error}");
+        assert!(error.message.contains("No such file"), "{error}");
+        assert_eq!(error.code, crate::error::Code::InvalidArgument);
+        assert_eq!(mounts_below(dir.path()), 1);
+        share.clone().add("../x", dir.path(), &[]).expect_err("a name that leads elsewhere");
+    }
+
+    #[test]
+    fn mounts_below_a_source_survive_the_removal() {
+        let Some((dir, share)) = share() else { return };
+        let source = dir.path().join("source");
+        fs::create_dir_all(source.join("sub")).expect("directory");
+        let sub = source.join("sub");
+        nix::mount::mount(Some("t"), &sub, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .expect("tmpfs");
+        let _sub = Mounted::at(sub.clone());
+        nix::mount::mount(None::<&str>, &sub, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
+            .expect("shared");
+        fs::write(sub.join("file"), b"").expect("file");
+        let binds = [BindSource { source, recursive: true, read_only: false }];
+        let container = share.clone().add("c1", dir.path(), &binds).expect("add");
+        assert!(dir.path().join("share/c1/mounts/0/sub/file").exists());
+        container.remove().expect("remove");
+        assert!(sub.join("file").exists());
+    }
+}

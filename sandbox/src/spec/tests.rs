@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use serde_json::json;
+
+fn translate(spec: Value) -> (Value, GuestSpec) {
+    let bytes = serde_json::to_vec(&spec).expect("json");
+    let guest = Spec::parse(&bytes).expect("spec").for_guest("c1", "/run/husk/share/c1", false);
+    (serde_json::from_slice(&guest.json).expect("json"), guest)
+}
+
+#[test]
+fn the_root_moves_to_the_share_and_keeps_its_flags() {
+    let (guest, _) = translate(json!({"root": {"path": "rootfs", "readonly": true}}));
+    assert_eq!(guest["root"], json!({"path": "/run/husk/share/c1/rootfs", "readonly": true}));
+}
+
+#[test]
+fn bind_sources_are_numbered_and_other_mounts_stay() {
+    let (guest, spec) = translate(json!({"mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/etc/hosts", "type": "bind", "source": "/etc//./hosts", "options": ["rbind", "ro"]},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+        {"destination": "/data", "type": "none", "source": "/srv/x/../data", "options": ["bind", "ro", "rw"]},
+    ]}));
+    assert_eq!(guest["mounts"][0]["source"], "proc");
+    assert_eq!(guest["mounts"][1]["source"], "/run/husk/share/c1/mounts/0");
+    assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
+    assert_eq!(guest["mounts"][2]["options"], json!(["size=1m"]));
+    assert_eq!(guest["mounts"][3]["source"], "/run/husk/share/c1/mounts/1");
+    assert_eq!(
+        spec.binds,
+        [
+            BindSource { source: "/etc/hosts".into(), recursive: true, read_only: true },
+            BindSource { source: "/srv/data".into(), recursive: false, read_only: false },
+        ]
+    );
+}
+
+#[test]
+fn binds_of_the_kernels_own_files_mean_the_guests() {
+    let (guest, spec) = translate(json!({"mounts": [
+        {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
+        {"destination": "/x", "type": "bind", "source": "/srv/../proc/sys", "options": ["bind"]},
+        {"destination": "/dev/null2", "type": "bind", "source": "/dev/null"},
+        {"destination": "/device", "type": "bind", "source": "/devices"},
+    ]}));
+    assert_eq!(guest["mounts"][0]["source"], "/sys");
+    assert_eq!(spec.binds.len(), 1);
+    assert_eq!(spec.binds[0].source, Path::new("/devices"));
+}
+
+#[test]
+fn host_namespaces_and_cgroups_do_not_reach_the_guest() {
+    let (guest, _) = translate(json!({"linux": {
+        "cgroupsPath": "system.slice:cri-containerd:abc",
+        "mountLabel": "l",
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        "namespaces": [
+            {"type": "pid"},
+            {"type": "network", "path": "/proc/17/ns/net"},
+            {"type": "ipc", "path": "/proc/17/ns/ipc"},
+            {"type": "mount", "path": "/proc/17/ns/mnt"},
+            {"type": "uts"},
+        ],
+    }}));
+    assert_eq!(guest["linux"]["cgroupsPath"], "/husk/c1");
+    assert_eq!(guest["linux"]["seccomp"], json!({"defaultAction": "SCMP_ACT_ERRNO"}));
+    assert_eq!(guest["linux"].get("mountLabel"), None);
+    assert_eq!(
+        guest["linux"]["namespaces"],
+        json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}])
+    );
+}
+
+#[test]
+fn labels_and_hooks_go_and_the_rest_of_the_process_stays() {
+    let (guest, spec) = translate(json!({
+        "ociVersion": "1.0.2",
+        "hooks": {"prestart": [{"path": "/x"}], "poststop": []},
+        "process": {"args": ["a"], "apparmorProfile": "p", "selinuxLabel": "s", "terminal": true,
+                    "rlimits": [{"type": "RLIMIT_NOFILE", "hard": u64::MAX, "soft": 1}]},
+        "unknown": {"kept": 1.5},
+    }));
+    assert_eq!(guest.get("hooks"), None);
+    assert_eq!(spec.dropped_hooks, ["prestart"]);
+    assert_eq!(guest["unknown"], json!({"kept": 1.5}));
+    assert_eq!(guest["ociVersion"], "1.0.2");
+    assert_eq!(
+        guest["process"],
+        json!({"args": ["a"], "terminal": false,
+               "rlimits": [{"type": "RLIMIT_NOFILE", "hard": u64::MAX, "soft": 1}]})
+    );
+}
+
+#[test]
+fn what_the_host_needs_can_be_asked_for() {
+    let spec = Spec::parse(
+        json!({
+            "hostname": "h",
+            "root": {"path": "rootfs"},
+            "annotations": {"a": "b"},
+            "process": {"consoleSize": {"height": 24, "width": 80}},
+            "linux": {"resources": {"memory": {"limit": 5}}},
+        })
+        .to_string()
+        .as_bytes(),
+    )
+    .expect("spec");
+    assert_eq!(spec.hostname(), "h");
+    assert_eq!(spec.annotation("a"), Some("b"));
+    assert_eq!(spec.console_size(), Some((24, 80)));
+    assert_eq!(spec.resources().memory_limit(), Some(5));
+    assert_eq!(spec.rootfs(Path::new("/b")).expect("root"), Path::new("/b/rootfs"));
+}
+
+#[test]
+fn garbage_is_refused_with_its_name() {
+    for bad in ["", "[]", "{\"mounts\": 3}", "{\"linux\": {\"namespaces\": [{}]}}"] {
+        let error = Spec::parse(bad.as_bytes()).expect_err("refused");
+        assert!(error.message.contains("config.json"), "{error}");
+    }
+    let spec = Spec::parse(b"{}").expect("empty");
+    assert!(spec.rootfs(Path::new("/b")).expect_err("no root").message.contains("root.path"));
+}
+
+#[test]
+fn an_exec_process_is_fitted_too() {
+    let process = GuestProcess::parse(
+        br#"{"args":["sh"],"apparmorProfile":"p","consoleSize":{"height":1,"width":2}}"#,
+        true,
+    )
+    .expect("process");
+    let json: Value = serde_json::from_slice(&process.json).expect("json");
+    assert_eq!(json["terminal"], true);
+    assert_eq!(json.get("apparmorProfile"), None);
+    assert_eq!(process.console_size, Some((1, 2)));
+    assert!(GuestProcess::parse(b"null", false).is_err());
+}

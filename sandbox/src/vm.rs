@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The VM's process: starts husk-vmm, gives it all it needs by descriptor, hears its events
+//! and learns of its end.
+//!
+//! husk-vmm ends when its control socket closes, so it cannot outlive us; the kernel's
+//! parent-death signal is the second net, for a monitor that has stopped reading. That
+//! signal follows the thread that started the process, so [`Vm::start`] has to be called on
+//! a thread that lives as long as the VM: the main thread.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use husk_vmm::config::VmConfig;
+use husk_vmm::control::{self, Event, Packets};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::unix::pipe;
+use tokio::sync::watch::{self, Receiver, Sender};
+
+use crate::error::{Error, IoContext};
+use crate::process::{Pidfd, ProcessId};
+use crate::reactor;
+use crate::run_dir::console_tail;
+use crate::streams::Streams;
+
+/// The descriptor that husk-vmm finds its control socket on.
+const CONTROL_FD: RawFd = 3;
+
+/// How much of the console is kept with the reason of the VM's end, in bytes.
+const CONSOLE_TAIL: u64 = 4096;
+
+/// How much of what husk-vmm wrote to stderr is kept, in bytes.
+const STDERR_TAIL: usize = 4096;
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// A sentence for the user.
+    pub reason: String,
+    /// The last lines of the guest's console.
+    pub console: String,
+}
+
+/// What is known about a VM so far.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Host CLOCK_MONOTONIC in ns: husk-vmm started, and the guest's first instruction.
+    pub running: Option<(u64, u64)>,
+    pub ended: Option<Arc<Ended>>,
+}
+
+/// A running husk-vmm. Clones are handles to the same VM; it is killed when
+/// [`Vm::kill`] is called or the supervising task is gone with its runtime.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    process: ProcessId,
+    pidfd: Arc<Pidfd>,
+    state: Receiver<State>,
+    /// Why we killed it, where we did.
+    cause: Sender<Option<String>>,
+}
+
+impl Vm {
+    /// Starts `program` and has it boot the VM of `config`, whose files are `files`.
+    /// `console` is the guest's console log. Connections of the guest go to `streams`.
+    ///
+    /// Has to be called within a tokio runtime, on a thread that outlives the VM.
+    pub fn start(
+        program: &Path,
+        config: VmConfig<control::FdIndex>,
+        files: &[BorrowedFd<'_>],
+        console: File,
+        streams: Streams,
+    ) -> Result<Vm, Error> {
+        let (ours, theirs) = socket_pair().context(|| "cannot make a socket pair".to_owned())?;
+        let (stderr_writer, stderr) = pipe::pipe()
+            .and_then(|(sender, receiver)| Ok((sender.into_blocking_fd()?, receiver)))
+            .context(|| "cannot make a pipe".to_owned())?;
+        let child = spawn(program, theirs, stderr_writer)
+            .context(|| format!("cannot start {}", program.display()))?;
+        // From here on the child is killed if anything fails: the socket closes.
+        let process = ProcessId::of(child.id()).context(|| "cannot watch husk-vmm".to_owned())?;
+        let open = || Pidfd::open(child.id()).context(|| "cannot watch husk-vmm".to_owned());
+        let (pidfd, watched) = (Arc::new(open()?), open()?);
+        // A monitor that is gone already has said why on stderr, and the supervisor hears it.
+        let sent = Packets(ours.as_fd()).send(&control::Command::Boot(config), files);
+        let (state_sender, state) = watch::channel(State::default());
+        let (cause, cause_receiver) = watch::channel(None);
+        let supervisor = Supervisor {
+            control: reactor::watch(ours, Interest::READABLE)
+                .context(|| "cannot watch the control socket".to_owned())?,
+            exited: reactor::watch(watched.into(), Interest::READABLE)
+                .context(|| "cannot watch husk-vmm".to_owned())?,
+            pidfd: pidfd.clone(),
+            stderr: Some(stderr),
+            child,
+            console,
+            streams,
+            state: state_sender,
+            cause: cause_receiver,
+        };
+        tokio::spawn(supervisor.run());
+        let vm = Vm { process, pidfd, state, cause };
+        match sent {
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+            {
+                let why = format!("cannot send the VM's configuration to husk-vmm: {error}");
+                vm.kill(&why);
+                Err(Error::internal(why))
+            }
+            _ => Ok(vm),
+        }
+    }
+
+    /// The monitor's process: a live process of the host while the VM is.
+    pub fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Kills the VM at once. `cause` becomes the reason of its end, if it has not ended.
+    pub fn kill(&self, cause: &str) {
+        self.cause.send_if_modified(|current| {
+            let first = current.is_none();
+            current.get_or_insert_with(|| cause.to_owned());
+            first
+        });
+        // It can only fail for a process that is not ours.
+        let _ = self.pidfd.signal(libc::SIGKILL);
+    }
+
+    /// Waits until the VM's process is gone and reaped.
+    pub async fn ended(&self) -> Arc<Ended> {
+        let mut state = self.state.clone();
+        match state.wait_for(|state| state.ended.is_some()).await.map(|state| state.ended.clone()) {
+            Ok(Some(ended)) => ended,
+            // The supervisor went with its runtime, and the VM with it.
+            _ => Arc::new(Ended { reason: "the VM was given up".into(), console: String::new() }),
+        }
+    }
+}
+
+/// Owns the child from start to end.
+struct Supervisor {
+    control: AsyncFd<OwnedFd>,
+    /// Readable when the process has ended.
+    exited: AsyncFd<OwnedFd>,
+    pidfd: Arc<Pidfd>,
+    stderr: Option<pipe::Receiver>,
+    child: Child,
+    console: File,
+    streams: Streams,
+    state: Sender<State>,
+    cause: Receiver<Option<String>>,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let mut last_words = None;
+        let mut stderr_tail = Vec::new();
+        let status = loop {
+            tokio::select! {
+                biased;
+                ready = self.control.readable() => {
+                    let open = match ready {
+                        Ok(mut ready) => match receive(ready.get_inner()) {
+                            Received::Event(event, fds) => {
+                                take(&self.state, &self.streams, event, fds, &mut last_words);
+                                true
+                            }
+                            Received::Nothing => { ready.clear_ready(); true }
+                            Received::Closed => false,
+                        },
+                        Err(_) => false,
+                    };
+                    if !open {
+                        // It says nothing more; whatever it does, it is of no use now.
+                        let _ = self.pidfd.signal(libc::SIGKILL);
+                        let _ = self.exited.readable().await;
+                        break self.child.wait();
+                    }
+                }
+                more = read_stderr(&mut self.stderr, &mut stderr_tail) => {
+                    if !more {
+                        self.stderr = None;
+                    }
+                }
+                _ = self.exited.readable() => {
+                    // All that it said before it went is still in the socket.
+                    while let Received::Event(event, fds) = receive(self.control.get_ref()) {
+                        take(&self.state, &self.streams, event, fds, &mut last_words);
+                    }
+                    break self.child.wait();
+                }
+            }
+        };
+        while read_now(&mut self.stderr, &mut stderr_tail) {}
+        let cause = self.cause.borrow().clone();
+        let reason = reason(cause, last_words, status, &stderr_tail);
+        let ended = Ended { reason, console: console_tail(&mut self.console, CONSOLE_TAIL) };
+        self.streams.close(&ended.reason);
+        self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // Without effect unless the runtime goes before the VM.
+        let _ = self.pidfd.signal(libc::SIGKILL);
+    }
+}
+
+enum Received {
+    Event(Event, Vec<OwnedFd>),
+    Nothing,
+    Closed,
+}
+
+fn receive(socket: &OwnedFd) -> Received {
+    match Packets(socket.as_fd()).receive() {
+        Ok(Some((event, fds))) => Received::Event(event, fds),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Nothing,
+        Ok(None) | Err(_) => Received::Closed,
+    }
+}
+
+fn take(
+    state: &Sender<State>,
+    streams: &Streams,
+    event: Event,
+    fds: Vec<OwnedFd>,
+    last_words: &mut Option<String>,
+) {
+    match event {
+        Event::Running { started_ns, running_ns } => {
+            state.send_modify(|state| state.running = Some((started_ns, running_ns)));
+        }
+        Event::Connect { port } => {
+            if let Some(stream) = fds.into_iter().next() {
+                streams.deliver(port, stream);
+            }
+        }
+        Event::Exited(reason) => *last_words = Some(reason.to_string()),
+        Event::Failed(text) => *last_words = Some(text),
+    }
+}
+
+/// One sentence about the end: why we killed it, else what it said, else how it died.
+fn reason(
+    cause: Option<String>,
+    last_words: Option<String>,
+    status: io::Result<ExitStatus>,
+    stderr: &[u8],
+) -> String {
+    if let Some(said) = cause.or(last_words) {
+        return said;
+    }
+    let how = match status {
+        Ok(status) => match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("husk-vmm was killed by signal {signal}"),
+            (None, code) => format!("husk-vmm exited with status {}", code.unwrap_or(-1)),
+        },
+        Err(error) => format!("husk-vmm is gone ({error})"),
+    };
+    match String::from_utf8_lossy(stderr).trim() {
+        "" => how,
+        text => format!("{how}: {text}"),
+    }
+}
+
+/// Reads some of stderr; false when there is no more to come.
+async fn read_stderr(stderr: &mut Option<pipe::Receiver>, tail: &mut Vec<u8>) -> bool {
+    let Some(pipe) = stderr else { return std::future::pending().await };
+    let mut buffer = [0; 512];
+    match pipe.read(&mut buffer).await {
+        Ok(0) | Err(_) => false,
+        Ok(len) => {
+            keep_tail(tail, &buffer[..len]);
+            true
+        }
+    }
+}
+
+fn read_now(stderr: &mut Option<pipe::Receiver>, tail: &mut Vec<u8>) -> bool {
+    let mut buffer = [0; 512];
+    match stderr.as_ref().map(|pipe| pipe.try_read(&mut buffer)) {
+        Some(Ok(len)) if len > 0 => {
+            keep_tail(tail, &buffer[..len]);
+            true
+        }
+        _ => false,
+    }
+}
+
+fn keep_tail(tail: &mut Vec<u8>, more: &[u8]) {
+    tail.extend_from_slice(more);
+    let excess = tail.len().saturating_sub(STDERR_TAIL);
+    tail.drain(..excess);
+}
+
+/// Starts the monitor with nothing but its control socket and stderr.
+fn spawn(program: &Path, control: OwnedFd, stderr: OwnedFd) -> io::Result<Child> {
+    // At CONTROL_FD or above: if that number is taken in this process, then by a descriptor
+    // that the child may lose, and not by the one that Command reports a failed start on.
+    // SAFETY: fcntl on a descriptor that we own touches no memory.
+    let fd = unsafe { libc::fcntl(control.as_raw_fd(), libc::F_DUPFD_CLOEXEC, CONTROL_FD) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let control = unsafe { OwnedFd::from_raw_fd(fd) };
+    let parent = std::process::id();
+    let mut command = Command::new(program);
+    command
+        .args(["--control", &CONTROL_FD.to_string()])
+        .current_dir("/")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr);
+    // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // If the parent died before the call above, no signal will come.
+            if libc::getppid() as u32 != parent {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            let kept = if fd == CONTROL_FD {
+                libc::fcntl(fd, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(fd, CONTROL_FD)
+            };
+            if kept < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let rest = CONTROL_FD as libc::c_uint + 1;
+            if libc::close_range(rest, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let child = command.spawn();
+    drop(control);
+    child
+}
+
+/// A pair of connected packet sockets: ours does not block, theirs does.
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fcntl(ours.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((ours, theirs))
+}

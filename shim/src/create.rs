@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Create: the VM boots while the root file system is mounted; then the guest makes the
+//! container. A create that fails anywhere, or whose caller is gone, leaves nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use husk_sandbox::mount::{Mount, Mounted};
+use husk_sandbox::{
+    Code, Error, GuestSpec, IoContext, Sandbox, SharedContainer, Spec, guest_share,
+};
+use tokio::sync::oneshot;
+
+use crate::address::read_config;
+use crate::container::Container;
+use crate::io::{Io, Owner, Stdio};
+use crate::log;
+use crate::pod::Pod;
+use crate::process::Input;
+
+/// Creates a container; its pid. Runs to its end even when the caller goes away.
+pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<u32, Error> {
+    let (mut answer, answered) = oneshot::channel();
+    tokio::spawn(async move {
+        let done = make(&pod, request, &mut answer).await;
+        let made = done.as_ref().ok().cloned();
+        let sent = answer.send(done.map(|container| container.pid));
+        if let (Some(container), Err(_)) = (made, sent) {
+            log::warn(&format!("container {}: its create was given up", container.id));
+            roll_back(&pod, &container).await;
+        }
+    });
+    answered.await.unwrap_or_else(|_| Err(Error::internal("the create was given up")))
+}
+
+async fn make(
+    pod: &Arc<Pod>,
+    request: CreateTaskRequest,
+    answer: &mut oneshot::Sender<Result<u32, Error>>,
+) -> Result<Arc<Container>, Error> {
+    if !request.checkpoint.is_empty() {
+        return Err(Error::new(Code::Unimplemented, "husk cannot restore a checkpoint"));
+    }
+    let received_ns = husk_sandbox::clock::monotonic_ns();
+    let bundle = PathBuf::from(&request.bundle);
+    let json = read_config(&bundle).map_err(|error| {
+        Error::invalid(format!("cannot read {}/config.json: {error}", request.bundle))
+    })?;
+    let spec = Spec::parse(&json)?;
+    if pod.has(&request.id) {
+        return Err(Error::new(
+            Code::AlreadyExists,
+            format!("container {} exists already", request.id),
+        ));
+    }
+    let (sandbox, launched) = pod.sandbox_for(&request.id, &spec)?;
+    let stdio = Stdio {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+    };
+    let container =
+        Arc::new(Container::new(&request.id, bundle, sandbox.pid(), stdio, pod.events.clone()));
+    if launched {
+        container.phases.reach_at("shim_start", pod.started_ns);
+    }
+    container.phases.reach_at("create_received", received_ns);
+    pod.add(container.clone())?;
+    let filled = tokio::select! {
+        filled = fill(pod, &sandbox, &container, spec, &request) => filled,
+        // Its caller is gone: nobody would delete it. Blocking steps are not cut short;
+        // what they make is undone when it is dropped.
+        () = answer.closed() => Err(Error::unavailable("the create was given up")),
+    };
+    match filled {
+        Ok(()) => {
+            container.phases.reach("container_created");
+            Ok(container)
+        }
+        Err(error) => {
+            roll_back(pod, &container).await;
+            Err(error)
+        }
+    }
+}
+
+/// Mounts, opens streams and has the guest make the container.
+async fn fill(
+    pod: &Pod,
+    sandbox: &Arc<Sandbox>,
+    container: &Arc<Container>,
+    spec: Spec,
+    request: &CreateTaskRequest,
+) -> Result<(), Error> {
+    let rootfs = match request.rootfs.is_empty() {
+        true => spec.rootfs(&container.bundle)?,
+        false => Pod::rootfs_target(&container.bundle),
+    };
+    let console_size = spec.console_size();
+    let guest = spec.for_guest(&container.id, &guest_share(&container.id), request.terminal);
+    if !guest.dropped_hooks.is_empty() {
+        log::warn(&format!(
+            "container {}: its {} hooks are not run",
+            container.id,
+            guest.dropped_hooks.join(" and ")
+        ));
+    }
+    let mounts = request.rootfs.iter().map(to_mount).collect();
+    let stdio = container.inner().init.stdio.clone();
+    let owner = Owner { container: &container.id, namespace: &pod.namespace };
+    let (mounted, opened) = tokio::join!(
+        mount(sandbox.clone(), container.id.clone(), mounts, rootfs, guest.binds.clone()),
+        Io::open(&stdio, owner, || sandbox.expect_stream()),
+    );
+    let (io, mut terminal) = opened?;
+    let (rootfs, shared) = mounted?;
+    {
+        let mut inner = container.inner();
+        (inner.rootfs, inner.shared) = (rootfs, Some(shared));
+        inner.init.io = Some(io);
+        terminal.size = inner.init.size.take().or(console_size);
+    }
+    let GuestSpec { json, .. } = guest;
+    let guest_pid = sandbox.create(&container.id, json, terminal).await?;
+    container.inner().init.guest_pid = Some(guest_pid);
+    container.apply("", Input::Made)
+}
+
+/// The slow calls, on a thread of their own.
+async fn mount(
+    sandbox: Arc<Sandbox>,
+    container: String,
+    mounts: Vec<Mount>,
+    rootfs: PathBuf,
+    binds: Vec<husk_sandbox::BindSource>,
+) -> Result<(Option<Mounted>, SharedContainer), Error> {
+    let work = move || {
+        let mounted = match mounts.is_empty() {
+            true => None,
+            false => Some(mount_rootfs(&sandbox, &mounts, &rootfs)?),
+        };
+        let shared = sandbox.share_container(&container, &rootfs, &binds)?;
+        Ok((mounted, shared))
+    };
+    tokio::task::spawn_blocking(work).await.context(|| "the mounting thread died".to_owned())?
+}
+
+fn mount_rootfs(sandbox: &Sandbox, mounts: &[Mount], target: &Path) -> Result<Mounted, Error> {
+    match std::fs::create_dir(target) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::internal(format!("cannot make {}: {error}", target.display())));
+        }
+        _ => {}
+    }
+    sandbox.mount_rootfs(mounts, target)
+}
+
+fn to_mount(mount: &containerd_shim_protos::types::mount::Mount) -> Mount {
+    Mount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    }
+}
+
+/// Undoes a create: for the pod's own container that is the VM, for another its part of it.
+async fn roll_back(pod: &Pod, container: &Container) {
+    let own = container.id == pod.id;
+    let sandbox = if own { pod.take_sandbox() } else { pod.sandbox().ok() };
+    if let (Some(sandbox), false) = (&sandbox, own) {
+        // The guest removes what it has of it; that may be nothing.
+        let _ = sandbox.delete(&container.id, "").await;
+    }
+    let undone = {
+        let mut inner = container.inner();
+        (inner.init.io.take(), inner.shared.take(), inner.rootfs.take())
+    };
+    if let (Some(sandbox), true) = (&sandbox, own) {
+        sandbox.kill("its container could not be created");
+        sandbox.ended().await;
+    }
+    drop(undone);
+    if let (Some(sandbox), true) = (&sandbox, own)
+        && let Err(error) = sandbox.stop("its container could not be created").await
+    {
+        log::error(&format!("cleaning up after a failed create: {error}"));
+    }
+    pod.remove(&container.id);
+}

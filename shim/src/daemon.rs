@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The daemon: serves one pod on the socket that `start` bound, until it is shut down.
+//!
+//! One thread runs everything that does not block. It lives as long as the process, which
+//! is what husk-vmm's parent-death signal depends on.
+
+use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::create_task;
+use husk_sandbox::clock;
+use tokio::sync::{Notify, watch};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::address::SOCKET_DIR;
+use crate::args::Args;
+use crate::events::Events;
+use crate::log;
+use crate::pod::Pod;
+use crate::service::Service;
+use crate::start::{self, LISTENER_FD, STARTED_ENV};
+
+/// How long a daemon without any container goes on: containerd may have died between
+/// `start` and Create, or between Delete and Shutdown.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the end waits for containerd to take the last events, and the last answer.
+/// containerd gives Shutdown 3 s.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+pub fn run(args: &Args) -> Result<(), String> {
+    // SAFETY: `start` has put the listening socket there, and nobody else owns it.
+    let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
+    let path = listener
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_pathname().map(Path::to_owned))
+        .ok_or("descriptor 3 is not a listening socket; only `start` runs the daemon")?;
+    let bundle = std::env::current_dir().map_err(|error| format!("no bundle: {error}"))?;
+    log::open(bundle.join("log"), args.debug);
+    // The bundle is removed while we run.
+    std::env::set_current_dir("/").map_err(|error| format!("cannot leave the bundle: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let served = runtime.block_on(serve(args, listener, Socket::new(path)));
+    // What still runs on other threads, such as the end of a logging program, may finish.
+    runtime.shutdown_timeout(FLUSH_LIMIT);
+    served
+}
+
+async fn serve(args: &Args, listener: UnixListener, socket: Socket) -> Result<(), String> {
+    let started_ns = std::env::var(STARTED_ENV)
+        .ok()
+        .and_then(|ns| ns.parse().ok())
+        .unwrap_or_else(clock::monotonic_ns);
+    let containerd = std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .filter(|address| !address.is_empty())
+        .unwrap_or_else(|| format!("{}.ttrpc", args.address));
+    let events = Events::start(&args.namespace, &containerd);
+    let pod = Arc::new(Pod::new(&args.namespace, &args.id, events.clone(), started_ns));
+    let shutdown = Arc::new(Notify::new());
+    let service = Service { pod: pod.clone(), shutdown: shutdown.clone() };
+    let listener = Listener::try_from(listener).map_err(|error| format!("the socket: {error}"))?;
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(create_task(Arc::new(service.clone())))
+        .register_service(
+            create_task(Arc::new(service))
+                .into_iter()
+                // containerd before 2.0 calls the same service by its older name.
+                .map(|(name, service)| (name.replace(".v3.", ".v2."), service))
+                .collect(),
+        );
+    server.start().await.map_err(|error| format!("cannot serve: {error}"))?;
+    tokio::select! {
+        () = shutdown.notified() => {}
+        () = idle(pod.watch_count(), IDLE_LIMIT) => log::info("no container is left; ending"),
+    }
+    // First, so that a new start does not find a daemon that is about to go.
+    socket.remove();
+    if let Some(sandbox) = pod.take_sandbox()
+        && let Err(error) = sandbox.stop("the shim ends").await
+    {
+        log::error(&format!("pod {}: {error}", pod.id));
+    }
+    events.flush(FLUSH_LIMIT).await;
+    // Lets the answer to Shutdown out.
+    let _ = tokio::time::timeout(FLUSH_LIMIT, server.shutdown()).await;
+    Ok(())
+}
+
+/// Resolves when there has been no container for `limit`.
+async fn idle(mut count: watch::Receiver<usize>, limit: Duration) {
+    loop {
+        if count.wait_for(|&count| count == 0).await.is_err() {
+            return;
+        }
+        let busy = count.wait_for(|&count| count > 0);
+        if tokio::time::timeout(limit, busy).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The socket of this daemon.
+struct Socket {
+    path: PathBuf,
+    /// Device and inode, by which it differs from another daemon's at the same path.
+    identity: Option<(u64, u64)>,
+}
+
+impl Socket {
+    fn new(path: PathBuf) -> Socket {
+        let identity = identity(&path);
+        Socket { path, identity }
+    }
+
+    /// Removes it, unless another daemon has put its own in the place.
+    fn remove(&self) {
+        // Kept until the end of this function.
+        let lock = start::lock(Path::new(SOCKET_DIR));
+        if self.identity.is_some()
+            && identity(&self.path) == self.identity
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::error(&format!("cannot remove {}: {error}", self.path.display()));
+        }
+        drop(lock);
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}

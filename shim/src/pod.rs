@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The pod of this daemon: its VM once there is one, its containers, and what the guest
+//! reports about them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use husk_protocol::agent::{self as guest, event::Kind, log::Level};
+use husk_sandbox::{
+    Assets, Code, Error, KVM, Launch, Sandbox, Signal, Size, Spec, clip, clock, host_capacity,
+    run_dir::RUN_ROOT,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::container::{AfterExit, Container, EXECS_END_LIMIT};
+use crate::events::Events;
+use crate::log;
+use crate::process::{Exit, LOST_STATUS, State};
+
+/// Longest line of the guest that is logged, in bytes.
+const MAX_GUEST_LINE: usize = 1024;
+
+/// The pod.
+#[derive(Debug)]
+pub struct Pod {
+    pub namespace: String,
+    /// The container that the pod began with, which its VM lives as long as.
+    pub id: String,
+    pub events: Events,
+    /// When `start` was run, host CLOCK_MONOTONIC in ns.
+    pub started_ns: u64,
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    count: watch::Sender<usize>,
+}
+
+impl Pod {
+    pub fn new(namespace: &str, id: &str, events: Events, started_ns: u64) -> Pod {
+        Pod {
+            namespace: namespace.into(),
+            id: id.into(),
+            events,
+            started_ns,
+            sandbox: Mutex::default(),
+            containers: Mutex::default(),
+            count: watch::channel(0).0,
+        }
+    }
+
+    /// A container that has been created.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.any_container(id)
+            .filter(|container| !matches!(container.inner().init.state(), State::Creating(_)))
+            .ok_or_else(|| Error::new(Code::NotFound, format!("there is no container {id}")))
+    }
+
+    /// A container, even while it is being created.
+    fn any_container(&self, id: &str) -> Option<Arc<Container>> {
+        lock(&self.containers).get(id).cloned()
+    }
+
+    /// Every container of the pod.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// Number of containers, as it changes; those being created count.
+    pub fn watch_count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// The VM, if it has been launched.
+    pub fn sandbox(&self) -> Result<Arc<Sandbox>, Error> {
+        lock(&self.sandbox)
+            .clone()
+            .ok_or_else(|| Error::unavailable(format!("pod {} has no VM", self.id)))
+    }
+
+    /// Launches the VM for the pod's first container, or returns the running one for a
+    /// further container. Whether it was launched now.
+    pub fn sandbox_for(
+        self: &Arc<Self>,
+        id: &str,
+        spec: &Spec,
+    ) -> Result<(Arc<Sandbox>, bool), Error> {
+        let mut sandbox = lock(&self.sandbox);
+        if let Some(running) = &*sandbox {
+            return match running.has_ended() {
+                false => Ok((running.clone(), false)),
+                true => Err(Error::unavailable(format!("the VM of pod {} has ended", self.id))),
+            };
+        }
+        if id != self.id {
+            return Err(Error::precondition(format!(
+                "pod {} is not running; create its sandbox container first",
+                self.id
+            )));
+        }
+        let (cpus, memory_mib) = host_capacity();
+        let (launched, events) = Sandbox::launch(Launch {
+            run_root: RUN_ROOT.into(),
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            hostname: spec.hostname().into(),
+            size: Size::of(&spec.resources(), cpus, memory_mib),
+            assets: Assets::find()?,
+            kvm: KVM.into(),
+        })?;
+        let launched = Arc::new(launched);
+        *sandbox = Some(launched.clone());
+        tokio::spawn(follow(self.clone(), launched.clone(), events));
+        Ok((launched, true))
+    }
+
+    /// Takes the VM out of the pod, so that it can be stopped.
+    pub fn take_sandbox(&self) -> Option<Arc<Sandbox>> {
+        lock(&self.sandbox).take()
+    }
+
+    /// Adds a container that is being created.
+    pub fn add(&self, container: Arc<Container>) -> Result<(), Error> {
+        let mut containers = lock(&self.containers);
+        if containers.contains_key(&container.id) {
+            return Err(Error::new(
+                Code::AlreadyExists,
+                format!("container {} exists already", container.id),
+            ));
+        }
+        containers.insert(container.id.clone(), container);
+        self.count.send_replace(containers.len());
+        Ok(())
+    }
+
+    pub fn has(&self, id: &str) -> bool {
+        lock(&self.containers).contains_key(id)
+    }
+
+    pub fn remove(&self, id: &str) {
+        let mut containers = lock(&self.containers);
+        containers.remove(id);
+        self.count.send_replace(containers.len());
+    }
+
+    /// Where the container's root file system is mounted.
+    pub fn rootfs_target(bundle: &Path) -> PathBuf {
+        bundle.join("rootfs")
+    }
+
+    fn guest_event(self: &Arc<Self>, sandbox: &Arc<Sandbox>, event: guest::Event) {
+        match event.kind {
+            Some(Kind::Exit(exit)) => {
+                let Some(container) = self.any_container(&exit.container) else { return };
+                if exit.oom {
+                    container.oom();
+                }
+                // Anything else could not come from wait(2), and 255 is its worst.
+                let exited = Exit { status: exit.status.min(255), at: clock::realtime() };
+                if container.exited(&exit.exec, exited) == AfterExit::EndExecs {
+                    tokio::spawn(end_execs(sandbox.clone(), container));
+                }
+            }
+            Some(Kind::Oom(oom)) => {
+                if let Some(container) = self.any_container(&oom.container) {
+                    container.oom();
+                }
+            }
+            Some(Kind::Log(line)) => {
+                let text = format!("guest: {}", clip(line.message, MAX_GUEST_LINE));
+                match line.level.enum_value_or(Level::INFO) {
+                    Level::ERROR => log::error(&text),
+                    Level::WARN => log::warn(&text),
+                    Level::INFO => log::info(&text),
+                    Level::DEBUG => log::debug(&text),
+                }
+            }
+            // Of a kind that this version does not know: there is none, the versions match.
+            _ => {}
+        }
+    }
+}
+
+/// Takes in what the guest reports until it is gone, and then ends what it ran.
+async fn follow(pod: Arc<Pod>, sandbox: Arc<Sandbox>, mut events: mpsc::Receiver<guest::Event>) {
+    while let Some(event) = events.recv().await {
+        pod.guest_event(&sandbox, event);
+    }
+    let ended = sandbox.ended().await;
+    let containers = pod.containers();
+    let unexpected = containers
+        .iter()
+        .any(|container| !matches!(container.inner().init.state(), State::Stopped(_)));
+    if unexpected {
+        log::error(&format!("the VM of pod {} is gone: {}", pod.id, ended.reason));
+        for line in ended.console.lines() {
+            log::error(&format!("console: {}", clip(line.to_owned(), MAX_GUEST_LINE)));
+        }
+    }
+    let exit = Exit { status: LOST_STATUS, at: clock::realtime() };
+    for container in containers {
+        container.lost(exit);
+    }
+}
+
+/// Sees to it that the execs of a container whose first process is gone end too, and makes
+/// the exit known in any case.
+async fn end_execs(sandbox: Arc<Sandbox>, container: Arc<Container>) {
+    let mut exit = container.inner().init.watch_exit();
+    let ended = async {
+        let signal =
+            Signal { container: &container.id, exec: "", signal: libc::SIGKILL as u32, all: true };
+        // They are ending already unless they are in another PID namespace.
+        let _ = sandbox.signal(signal).await;
+        let _ = exit.wait_for(Option::is_some).await;
+    };
+    let _ = tokio::time::timeout(EXECS_END_LIMIT, ended).await;
+    container.release_exit();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds this lock.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
