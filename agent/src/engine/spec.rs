@@ -10,12 +10,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hooks, LinuxCapabilities, LinuxNamespaceType, LinuxResources, Process, Spec,
+    Hooks, LinuxCapabilities, LinuxNamespaceType, LinuxResources, PosixRlimitBuilder,
+    PosixRlimitType, Process, Spec,
 };
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// No user file is that long; what lies behind is not looked at.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -35,6 +36,7 @@ pub fn fit(spec: &mut Spec, id: &str, terminal: bool) -> Result<Option<LinuxReso
     let mut process =
         spec.process().clone().ok_or_else(|| Error::invalid("the spec has no process"))?;
     fit_process(&mut process, terminal)?;
+    keep_memlock(&mut process)?;
     spec.set_process(Some(process));
 
     // Without a UTS namespace of its own the container has the guest's name, and
@@ -97,6 +99,27 @@ pub fn fit_process(process: &mut Process, terminal: bool) -> Result<()> {
     }
     // The guest kernel has neither; the VM is what isolates.
     process.set_apparmor_profile(None).set_selinux_label(None);
+    Ok(())
+}
+
+/// libcontainer lifts the limit of locked memory to load the device rules, and the process
+/// would inherit that. A limit of its own puts it back.
+fn keep_memlock(process: &mut Process) -> Result<()> {
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    if limits.iter().any(|limit| limit.typ() == PosixRlimitType::RlimitMemlock) {
+        return Ok(());
+    }
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit() writes an rlimit, which is alive during the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut now) } < 0 {
+        return Err(std::io::Error::last_os_error()).doing("ask for the limit of locked memory");
+    }
+    let limit = PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitMemlock)
+        .soft(now.rlim_cur)
+        .hard(now.rlim_max);
+    limits.push(limit.build().doing("limit locked memory")?);
+    process.set_rlimits(Some(limits));
     Ok(())
 }
 

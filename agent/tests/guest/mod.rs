@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A guest without a VM: the agent as the first process of its own namespaces, with the
+//! host's ports as Unix sockets. Needs root, cgroup v2 (its own mount of it), unshare, and a
+//! static busybox.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use husk_protocol::agent::frame::Body;
+use husk_protocol::agent::log::Level;
+use husk_protocol::agent::request::Verb;
+use husk_protocol::agent::response::Result as Outcome;
+use husk_protocol::agent::{
+    Create, Delete, Event, Exec, Exit, Frame, Request, Response, Setup, Start, Stdio, event::Kind,
+};
+use husk_protocol::{CONTROL_PORT, FIRST_STREAM_PORT, PROTOCOL_VERSION, read_frame, write_frame};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Guest {
+    agent: Child,
+    pub directory: PathBuf,
+    stream: Option<UnixStream>,
+    last_id: u64,
+    last_port: u32,
+    responses: HashMap<u64, Response>,
+    pub events: Vec<Event>,
+    /// What came, in order: `response 3`, `exit c1`, `exit c1/e1`, `oom c1`.
+    pub order: Vec<String>,
+}
+
+/// The host's side of a process's streams.
+pub struct Streams {
+    pub stdin: UnixListener,
+    pub stdout: UnixListener,
+    pub stderr: UnixListener,
+    pub stdio: Stdio,
+}
+
+impl Guest {
+    /// Starts an agent and sets it up.
+    pub async fn start(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("husk-{name}-{}", std::process::id()));
+        let root = directory.join("rootfs");
+        make_root(&root);
+        let listener = UnixListener::bind(directory.join(CONTROL_PORT.to_string())).expect("bind");
+        let script = "test -e /sys/fs/cgroup/cgroup.controllers || \
+                      mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && \
+                      exec \"$0\" --host-directory \"$1\"";
+        let agent = Command::new("unshare")
+            .args(["-m", "-p", "-u", "-i", "-f", "--mount-proc", "sh", "-c", script])
+            .arg(env!("CARGO_BIN_EXE_husk-agent"))
+            .arg(&directory)
+            .spawn()
+            .expect("unshare");
+        let accepted = timeout(PATIENCE, listener.accept()).await;
+        let (stream, _) = accepted.expect("the agent does not come").expect("accept");
+        let mut guest = Self {
+            agent,
+            directory,
+            stream: Some(stream),
+            last_id: 0,
+            last_port: FIRST_STREAM_PORT,
+            responses: HashMap::new(),
+            events: Vec::new(),
+            order: Vec::new(),
+        };
+        let hello = read_frame(guest.stream()).await.expect("hello").expect("a frame");
+        assert_eq!(hello.hello().version, PROTOCOL_VERSION);
+        assert!(hello.hello().started_ns <= hello.hello().sent_ns);
+        let setup = Setup {
+            version: PROTOCOL_VERSION,
+            entropy: vec![7; 64],
+            hostname: "guest".into(),
+            ..Default::default()
+        };
+        let id = guest.send(Body::Setup(setup)).await;
+        assert_eq!(guest.answer(id).await, Ok(Outcome::Done(Default::default())));
+        guest
+    }
+
+    fn stream(&mut self) -> &mut UnixStream {
+        self.stream.as_mut().expect("the control connection")
+    }
+
+    async fn send(&mut self, body: Body) -> u64 {
+        self.last_id += 1;
+        let frame = Frame { id: self.last_id, body: Some(body), ..Default::default() };
+        write_frame(self.stream(), &frame).await.expect("send");
+        self.last_id
+    }
+
+    /// Sends a request without waiting for the answer.
+    pub async fn ask(&mut self, verb: Verb) -> u64 {
+        self.send(Body::Request(Request { verb: Some(verb), ..Default::default() })).await
+    }
+
+    /// Waits for the answer to a request.
+    pub async fn answer(&mut self, id: u64) -> Result<Outcome, String> {
+        while !self.responses.contains_key(&id) {
+            self.receive().await;
+        }
+        match self.responses.remove(&id).and_then(|response| response.result) {
+            Some(Outcome::Error(error)) => {
+                Err(format!("{:?}: {}", error.code.enum_value(), error.message))
+            }
+            Some(outcome) => Ok(outcome),
+            None => panic!("an empty response"),
+        }
+    }
+
+    pub async fn call(&mut self, verb: Verb) -> Result<Outcome, String> {
+        let id = self.ask(verb).await;
+        self.answer(id).await
+    }
+
+    async fn receive(&mut self) {
+        let frame = timeout(PATIENCE, read_frame(self.stream())).await;
+        let frame = frame.expect("the agent says nothing").expect("frame").expect("a frame");
+        match frame.body {
+            Some(Body::Response(response)) => {
+                self.order.push(format!("response {}", frame.id));
+                self.responses.insert(frame.id, response);
+            }
+            Some(Body::Event(event)) => {
+                match &event.kind {
+                    Some(Kind::Exit(exit)) => self.order.push(format!("exit {}", name(exit))),
+                    Some(Kind::Oom(oom)) => self.order.push(format!("oom {}", oom.container)),
+                    Some(Kind::Log(log)) => {
+                        assert_ne!(log.level.enum_value(), Ok(Level::ERROR), "{}", log.message);
+                        eprintln!("agent: {}", log.message);
+                    }
+                    other => panic!("an unknown event: {other:?}"),
+                }
+                self.events.push(event);
+            }
+            other => panic!("an unexpected frame: {other:?}"),
+        }
+    }
+
+    /// Waits for the Exit of `container`, or of `container/exec`.
+    pub async fn exit(&mut self, process: &str) -> Exit {
+        loop {
+            let exits = self.events.iter().filter(|event| event.has_exit());
+            if let Some(event) = exits.clone().find(|event| name(event.exit()) == process) {
+                assert_eq!(exits.filter(|event| name(event.exit()) == process).count(), 1);
+                return event.exit().clone();
+            }
+            self.receive().await;
+        }
+    }
+
+    /// Listens for the streams of a process.
+    pub fn streams(&mut self) -> Streams {
+        let mut listen = || {
+            self.last_port += 1;
+            let path = self.directory.join(self.last_port.to_string());
+            (self.last_port, UnixListener::bind(path).expect("bind"))
+        };
+        let (stdin_port, stdin) = listen();
+        let (stdout_port, stdout) = listen();
+        let (stderr_port, stderr) = listen();
+        let stdio = Stdio { stdin_port, stdout_port, stderr_port, ..Default::default() };
+        Streams { stdin, stdout, stderr, stdio }
+    }
+
+    /// An OCI configuration that runs `args`.
+    pub fn spec(&self, args: &[&str]) -> Value {
+        let kinds = ["pid", "mount", "ipc", "uts", "cgroup"];
+        json!({
+            "ociVersion": "1.0.2",
+            "hostname": "inside",
+            "root": {"path": self.directory.join("rootfs")},
+            "process": process(args),
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                 "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+                 "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+                {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+                 "options": ["nosuid", "noexec", "nodev"]},
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+                 "options": ["nosuid", "noexec", "nodev", "ro"]},
+                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                 "options": ["ro", "nosuid", "noexec", "nodev"]},
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs",
+                 "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            ],
+            "linux": {
+                "cgroupsPath": "/default/c1",
+                "namespaces": kinds.map(|kind| json!({"type": kind})),
+                "maskedPaths": ["/proc/kcore", "/proc/timer_list", "/sys/firmware"],
+                "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus"],
+                "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [
+                        {"names": ["sync"], "action": "SCMP_ACT_KILL_PROCESS"},
+                        {"names": ["sethostname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95},
+                    ],
+                },
+            },
+        })
+    }
+
+    pub async fn create(
+        &mut self,
+        id: &str,
+        spec: &Value,
+        stdio: Stdio,
+    ) -> Result<Outcome, String> {
+        self.call(Verb::Create(Create {
+            container: id.into(),
+            spec: spec.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        }))
+        .await
+    }
+
+    pub async fn start_container(&mut self, id: &str) -> Result<Outcome, String> {
+        self.call(Verb::Start(Start { container: id.into(), ..Default::default() })).await
+    }
+
+    pub async fn exec(
+        &mut self,
+        id: &str,
+        exec: &str,
+        process: &Value,
+        stdio: Stdio,
+    ) -> Result<Outcome, String> {
+        self.call(Verb::Exec(Exec {
+            container: id.into(),
+            exec: exec.into(),
+            process: process.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        }))
+        .await
+    }
+
+    pub async fn delete(&mut self, id: &str, exec: &str) -> Result<Outcome, String> {
+        let delete = Delete { container: id.into(), exec: exec.into(), ..Default::default() };
+        self.call(Verb::Delete(delete)).await
+    }
+
+    /// Runs a command in a running container and returns its output and exit status.
+    pub async fn output(&mut self, id: &str, exec: &str, process: &Value) -> (String, u32) {
+        let streams = self.streams();
+        let started = self.exec(id, exec, process, streams.stdio.clone()).await;
+        let text = streams.stdout_text().await;
+        started.expect("exec");
+        let status = self.exit(&format!("{id}/{exec}")).await.status;
+        self.delete(id, exec).await.expect("delete");
+        (text, status)
+    }
+
+    /// A path of the guest that everybody sees.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        // unshare is the agent's parent.
+        let children = format!("/proc/{0}/task/{0}/children", self.agent.id());
+        let children = std::fs::read_to_string(children).expect("children");
+        let agent = children.split_whitespace().next().expect("the agent");
+        Path::new("/proc").join(agent).join("root").join(path.trim_start_matches('/'))
+    }
+
+    /// Names of entries of a directory of the guest.
+    pub fn entries(&self, path: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.inside(path)).expect(path);
+        entries.map(|e| e.expect(path).file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Nothing of any container is left.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.entries("/run/husk/oci"), Vec::<String>::new());
+        assert_eq!(self.entries("/run/husk/containers"), Vec::<String>::new());
+        let cgroups = self.inside("/sys/fs/cgroup/husk");
+        let cgroups = std::fs::read_dir(cgroups).expect("cgroups").flatten();
+        assert_eq!(cgroups.filter(|entry| entry.path().is_dir()).count(), 0);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // An agent without a host ends, and everything in its PID namespace with it.
+        self.stream = None;
+        let _ = self.agent.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+        // The cgroup tree is the machine's, unlike everything else; a test that failed has
+        // left something there.
+        let husk = Path::new("/sys/fs/cgroup/husk");
+        for entry in std::fs::read_dir(husk).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+        let _ = std::fs::remove_dir(husk);
+    }
+}
+
+impl Streams {
+    /// Accepts all three: stdin, stdout, stderr.
+    pub async fn accept(self) -> (UnixStream, UnixStream, UnixStream) {
+        let accept = |listener: UnixListener| async move {
+            timeout(PATIENCE, listener.accept()).await.expect("no stream").expect("accept").0
+        };
+        (accept(self.stdin).await, accept(self.stdout).await, accept(self.stderr).await)
+    }
+
+    /// Ends stdin and reads stdout to its end.
+    pub async fn stdout_text(self) -> String {
+        let (mut stdin, mut stdout, _stderr) = self.accept().await;
+        stdin.shutdown().await.expect("shutdown");
+        text(&mut stdout).await
+    }
+}
+
+/// Reads to the end of a stream.
+pub async fn text(stream: &mut UnixStream) -> String {
+    let mut text = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut text)).await;
+    read.expect("the stream does not end").expect("read");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// An OCI process that runs `args` with the capabilities that containers have by default.
+pub fn process(args: &[&str]) -> Value {
+    let capabilities = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
+    json!({
+        "user": {"uid": 0, "gid": 0},
+        "args": args,
+        "env": ["PATH=/bin", "TERM=xterm", "FIRST=1", "SECOND=2"],
+        "cwd": "/",
+        "capabilities": {
+            "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+        },
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1000, "soft": 900}],
+        "noNewPrivileges": true,
+    })
+}
+
+fn name(exit: &Exit) -> String {
+    if exit.exec.is_empty() {
+        exit.container.clone()
+    } else {
+        format!("{}/{}", exit.container, exit.exec)
+    }
+}
+
+fn make_root(root: &Path) {
+    for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "run"] {
+        std::fs::create_dir_all(root.join(directory)).expect("create");
+    }
+    let busybox = root.join("bin/busybox");
+    std::fs::copy("/bin/busybox", &busybox).expect("/bin/busybox, which has to be static");
+    let status = Command::new(&busybox).args(["--install", "-s"]).arg(root.join("bin")).status();
+    assert!(status.expect("busybox").success());
+    for link in std::fs::read_dir(root.join("bin")).expect("bin").flatten() {
+        if link.file_type().expect("type").is_symlink() {
+            std::fs::remove_file(link.path()).expect("remove");
+            std::os::unix::fs::symlink("busybox", link.path()).expect("link");
+        }
+    }
+    let users = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
+    std::fs::write(root.join("etc/passwd"), users).expect("passwd");
+    std::fs::write(root.join("etc/plain"), "not a program").expect("plain");
+}
