@@ -1,1 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+
+pub mod containerd;
+pub mod vmm;
+
+/// A directory that is gone when the value is.
+pub fn temporary(name: &str) -> tempfile::TempDir {
+    tempfile::Builder::new().prefix(name).tempdir().expect("temporary directory")
+}

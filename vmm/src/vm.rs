@@ -217,7 +217,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> io::Result<Vec<V
     (0..count)
         .map(|id| {
             let vcpu = vm.create_vcpu(u64::from(id))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, count))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, count)?)?;
             regs::set_common_state(&vcpu)?;
             if id == 0 {
                 regs::set_boot_state(&vcpu, entry)?;

@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn only_the_host_bridge_answers_on_an_empty_bus() {
         let bus = PciBus::new();
-        let mut read = |address: u32| {
+        let read = |address: u32| {
             bus.write_port(0xcf8, &address.to_le_bytes());
             let mut data = [0; 4];
             bus.read_port(0xcfc, &mut data);

@@ -13,7 +13,7 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{KernelLoader, load_cmdline};
+use linux_loader::loader::{Error, KernelLoader, elf, load_cmdline};
 
 use super::layout;
 use crate::memory::{Address, Bytes, GuestAddress, GuestMemory, GuestRam};
@@ -26,10 +26,10 @@ const RESERVED: u32 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    #[error("the kernel is not an ELF image: {0}; give an uncompressed vmlinux")]
-    NotElf(linux_loader::loader::Error),
-    #[error("the kernel has no PVH entry; build it with CONFIG_PVH=y and keep its notes")]
-    NoPvhEntry,
+    #[error("the kernel is not an ELF image; give an uncompressed vmlinux")]
+    NotElf,
+    #[error("the kernel has no PVH entry ({0}); build it with CONFIG_PVH=y and keep its notes")]
+    NoPvhEntry(String),
     #[error("the kernel does not fit in {0} MiB of guest memory; give it more")]
     KernelTooLarge(u64),
     #[error("the initramfs of {size} bytes does not fit in {memory} MiB of guest memory")]
@@ -45,21 +45,19 @@ pub enum BootError {
 /// Loads the kernel; returns its PVH entry point and the first address behind it.
 pub fn load_kernel(ram: &GuestRam, mut kernel: &File) -> Result<(u64, u64), BootError> {
     let mut magic = [0; 4];
-    kernel.read_at(&mut magic, 0).map_err(|e| BootError::Read("kernel", e))?;
+    let count = kernel.read_at(&mut magic, 0).map_err(|e| BootError::Read("kernel", e))?;
+    if &magic[..count] != b"\x7fELF" {
+        return Err(BootError::NotElf);
+    }
     let loaded = Elf::load(ram, None, &mut kernel, Some(GuestAddress(layout::HIGH_RAM))).map_err(
-        |error| {
-            use linux_loader::loader::{Error, elf};
-            match error {
-                Error::Elf(elf::Error::ReadKernelImage) if &magic == b"\x7fELF" => {
-                    BootError::KernelTooLarge(ram_mib(ram))
-                }
-                error => BootError::NotElf(error),
-            }
+        |error| match error {
+            Error::Elf(elf::Error::ReadKernelImage) => BootError::KernelTooLarge(ram_mib(ram)),
+            error => BootError::NoPvhEntry(error.to_string()),
         },
     )?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Ok((entry.0, loaded.kernel_end)),
-        _ => Err(BootError::NoPvhEntry),
+        _ => Err(BootError::NoPvhEntry("no such note".to_owned())),
     }
 }
 

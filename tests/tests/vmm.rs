@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! husk-vmm alone, on KVM. The halves of each case are in `husk_tests::vmm`.
+
+use husk_tests::vmm::*;
+
+#[test]
+fn one_vcpu_and_least_memory() {
+    machine::host(1, husk_vmm::config::MIN_MEMORY_MIB);
+}
+
+#[test]
+fn several_vcpus() {
+    machine::host(2, 256);
+    machine::host(7, 512);
+}
+
+#[test]
+fn most_vcpus() {
+    machine::host(u32::from(husk_vmm::config::MAX_VCPUS), 1024);
+}
+
+#[test]
+fn memory_on_both_sides_of_the_hole() {
+    machine::host(1, 3584);
+}
+
+#[test]
+fn disks() {
+    disk::host();
+}
+
+#[test]
+fn shared_directory() {
+    share::host();
+}
+
+#[test]
+fn vsock_both_ways() {
+    vsock::host();
+}
+
+#[test]
+fn console_input() {
+    console::host();
+}
+
+#[test]
+fn power_off() {
+    ends::power_off();
+}
+
+#[test]
+fn reset() {
+    ends::reset();
+}
+
+#[test]
+fn panic() {
+    ends::panic();
+}
+
+#[test]
+fn triple_fault() {
+    ends::triple_fault();
+}
+
+#[test]
+fn bad_files() {
+    bad_input::files();
+}
+
+#[test]
+fn bad_sizes() {
+    bad_input::sizes();
+}
+
+#[test]
+fn no_kvm() {
+    bad_input::no_kvm();
+}
+
+#[test]
+fn supervised_connections() {
+    supervised::connections();
+}
+
+#[test]
+fn supervised_ends() {
+    supervised::reasons();
+}
+
+#[test]
+fn supervised_stop() {
+    supervised::stop();
+}
+
+#[test]
+fn supervised_failures() {
+    supervised::failures();
+}
+
+#[test]
+fn supervised_flood() {
+    supervised::flood();
+}
