@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Nothing left behind: what a container's life may leave on the host, looked at before and
+//! after a case. What is there afterwards and was not before is left over.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::process::eventually;
+
+/// How long the last of a container may take to go: containerd's clean-up after a shim has
+/// up to 5 s for itself, and the machine may be an emulated one.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const SHIM_SOCKETS: &str = "/run/containerd/s";
+const HUSK_RUN: &str = "/run/husk";
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// One thing on the host that a container can leave.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Process {
+        pid: i32,
+        name: String,
+    },
+    Mount(PathBuf),
+    Cgroup(PathBuf),
+    Socket(PathBuf),
+    /// Below /run/husk.
+    File(PathBuf),
+    /// A directory of a task in containerd's state or root.
+    Bundle(PathBuf),
+    /// An entry in containerd's database.
+    Entry {
+        kind: &'static str,
+        name: String,
+    },
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Thing::Process { pid, name } => write!(f, "process {pid}: {name}"),
+            Thing::Mount(path) => write!(f, "mount {}", path.display()),
+            Thing::Cgroup(path) => write!(f, "cgroup {}", path.display()),
+            Thing::Socket(path) => write!(f, "socket {}", path.display()),
+            Thing::File(path) => write!(f, "file {}", path.display()),
+            Thing::Bundle(path) => write!(f, "bundle {}", path.display()),
+            Thing::Entry { kind, name } => write!(f, "containerd's {kind} {name}"),
+        }
+    }
+}
+
+/// Asks containerd for the names of what it keeps of a kind.
+pub type Ask<'a> = &'a dyn Fn(&'static str) -> Vec<String>;
+
+/// What is on the host at one instant.
+#[derive(Debug, Clone)]
+pub struct Host {
+    things: BTreeSet<Thing>,
+}
+
+impl Host {
+    /// Looks at everything. `directory` is containerd's own: its state and root are below.
+    pub fn look(directory: &Path, ask: Ask) -> Host {
+        let mut host = Host::look_without_containerd(directory);
+        for kind in ["container", "snapshot", "lease"] {
+            host.things.extend(ask(kind).into_iter().map(|name| Thing::Entry { kind, name }));
+        }
+        host
+    }
+
+    /// Looks at all but containerd's database, which only a client can read.
+    fn look_without_containerd(directory: &Path) -> Host {
+        let mut things = BTreeSet::new();
+        things.extend(processes());
+        things.extend(mounts(&[directory, Path::new("/run/containerd"), Path::new(HUSK_RUN)]));
+        things.extend(cgroups(Path::new(CGROUPS)));
+        things.extend(entries(Path::new(SHIM_SOCKETS)).into_iter().map(Thing::Socket));
+        for namespace in entries(Path::new(HUSK_RUN)) {
+            // The namespace's own directory may stay, empty.
+            things.extend(below(&namespace).into_iter().map(Thing::File));
+        }
+        for place in ["state", "root"] {
+            let tasks = directory.join(place).join("io.containerd.runtime.v2.task");
+            for namespace in entries(&tasks) {
+                things.extend(entries(&namespace).into_iter().map(Thing::Bundle));
+            }
+        }
+        Host { things }
+    }
+
+    /// Waits until nothing is there that was not in `self`, and returns the host as it is
+    /// then; if time runs out, what is left, a line each.
+    pub fn wait_until_clean(&self, directory: &Path, ask: Ask) -> Result<Host, String> {
+        let no_more = |now: &Host| now.things.is_subset(&self.things);
+        eventually(LIMIT, || no_more(&Host::look_without_containerd(directory)));
+        let mut now = Host::look(directory, ask);
+        // What containerd itself removes, it may do a moment later.
+        if !no_more(&now) {
+            eventually(LIMIT / 4, || {
+                now = Host::look(directory, ask);
+                no_more(&now)
+            });
+        }
+        if no_more(&now) {
+            return Ok(now);
+        }
+        let left = now.things.difference(&self.things);
+        Err(left.map(|thing| format!("  left behind: {thing}\n")).collect())
+    }
+
+    /// Kills what runs of ours and did not in `self`.
+    pub fn kill_new_processes(&self) {
+        for thing in processes() {
+            if let Thing::Process { pid, .. } = thing
+                && !self.things.contains(&thing)
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Pids of the programs with this name.
+pub fn pids_of(name: &str) -> Vec<i32> {
+    processes()
+        .into_iter()
+        .filter_map(|thing| match thing {
+            Thing::Process { pid, name: line } if program(&line) == name => Some(pid),
+            _ => None,
+        })
+        .collect()
+}
+
+fn program(line: &str) -> &str {
+    let first = line.split(' ').next().unwrap_or_default();
+    first.rsplit('/').next().unwrap_or_default()
+}
+
+/// Our programs and any shim, each with its command line.
+fn processes() -> Vec<Thing> {
+    let mut found = Vec::new();
+    for directory in entries(Path::new("/proc")) {
+        let Some(pid) = directory.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
+            continue;
+        };
+        // Gone in between, or a thread of the kernel: not ours.
+        let Ok(stat) = fs::read_to_string(directory.join("stat")) else { continue };
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, tail)| tail.rsplit_once(')'))
+        else {
+            continue;
+        };
+        let ours = ["husk-vmm", "husk-agent", "husk-jail", "containerd-shim"];
+        let rest: Vec<&str> = rest.split_whitespace().collect();
+        // One that is dead and whose parent is PID 1 will be reaped, and is not our business.
+        let reaped_soon = rest.first() == Some(&"Z") && rest.get(1) == Some(&"1");
+        if !ours.iter().any(|prefix| name.starts_with(prefix)) || reaped_soon {
+            continue;
+        }
+        let line = fs::read(directory.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+        let name = if line.is_empty() { format!("{name} (dead, not reaped)") } else { line };
+        found.push(Thing::Process { pid, name });
+    }
+    found
+}
+
+fn mounts(roots: &[&Path]) -> Vec<Thing> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|point| roots.iter().any(|root| point.starts_with(root)))
+        .map(Thing::Mount)
+        .collect()
+}
+
+/// The cgroups, but for those of the machine's own services and those that only hold others
+/// (containerd's namespace has one that stays).
+fn cgroups(directory: &Path) -> Vec<Thing> {
+    let mut found = Vec::new();
+    for path in entries(directory) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of_the_machine = name.ends_with(".slice") || name.ends_with(".scope");
+        if !path.is_dir() || of_the_machine {
+            continue;
+        }
+        let parents = ["default", "husk"];
+        let holds_others = directory == Path::new(CGROUPS) && parents.contains(&name.as_ref());
+        found.extend(cgroups(&path));
+        if !holds_others {
+            found.push(Thing::Cgroup(path.clone()));
+        }
+    }
+    found
+}
+
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in entries(directory) {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(below(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+/// What is in a directory; nothing if it does not exist.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let Ok(list) = fs::read_dir(directory) else { return Vec::new() };
+    list.flatten().map(|entry| entry.path()).collect()
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Containers through the real containerd: what a user of any runtime expects, and what only
+//! a microVM gives. A file is a subject; a test is a case with its line of what it checks.
+//! See `husk_tests::containerd` for how they run and what a failure shows.
+
+mod crash;
+mod errors;
+mod events;
+mod exec;
+mod isolation;
+mod limits;
+mod mounts;
+mod pause;
+mod rootfs;
+mod run;
+mod signals;
+mod stats;
+mod streams;
+mod terminal;
