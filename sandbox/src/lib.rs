@@ -31,5 +31,5 @@ pub use sandbox::{Exec, KVM, Launch, Milestones, Sandbox, Signal, Terminal, gues
 pub use share::SharedContainer;
 pub use size::{Size, host_capacity};
 pub use spec::{BindSource, GuestProcess, GuestSpec, Resources, Spec};
-pub use streams::Expected;
+pub use streams::{Expected, Streams};
 pub use vm::Ended;

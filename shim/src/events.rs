@@ -95,6 +95,13 @@ impl Events {
         Events { namespace: namespace.into(), queue, waiting }
     }
 
+    /// A queue whose other end is the test's.
+    #[cfg(test)]
+    pub fn collected(namespace: &str) -> (Events, mpsc::Receiver<Envelope>) {
+        let (queue, events) = mpsc::channel(MAX_QUEUED);
+        (Events { namespace: namespace.into(), queue, waiting: watch::channel(0).0 }, events)
+    }
+
     /// Puts an event at the end of the queue. Never blocks.
     pub fn publish(&self, event: Event) {
         let envelope = match event.envelope(&self.namespace) {

@@ -110,15 +110,13 @@ impl Io {
     /// closes everything.
     pub async fn drain(mut self) {
         self.stdin = None;
-        let outputs = &mut self.outputs;
-        let drained = tokio::time::timeout(DRAIN_LIMIT, async move {
-            for Task(output) in outputs {
-                // Only a panic or an abort, and it is gone all the same.
-                let _ = output.await;
-            }
-        });
-        if drained.await.is_err() {
+        let drained = tokio::time::timeout(DRAIN_LIMIT, ended(&mut self.outputs)).await;
+        if drained.is_err() {
             log::warn("some output was dropped: nobody read it, or a process still holds it");
+            for Task(output) in &self.outputs {
+                output.abort();
+            }
+            ended(&mut self.outputs).await;
         }
     }
 
@@ -155,6 +153,16 @@ impl Io {
                 "output to {}:// is not supported; use a FIFO, file:// or binary://",
                 uri.scheme
             ))),
+        }
+    }
+}
+
+/// Waits until the tasks have ended and closed what they held.
+async fn ended(tasks: &mut [Task]) {
+    for Task(task) in tasks {
+        if !task.is_finished() {
+            // Only an abort, or a panic, and it is gone all the same.
+            let _ = task.await;
         }
     }
 }

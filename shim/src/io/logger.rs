@@ -71,6 +71,13 @@ impl Logger {
     }
 }
 
+#[cfg(test)]
+impl Logger {
+    pub fn pid(&self) -> Option<u32> {
+        self.0.as_ref().map(Child::id)
+    }
+}
+
 impl Drop for Logger {
     fn drop(&mut self) {
         let Some(mut child) = self.0.take() else { return };
