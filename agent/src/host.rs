@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 pub enum Host {
     /// vsock, to the machine that runs this VM.
     Vsock,
-    /// A directory of Unix sockets named by their port number; for development without a VM.
+    /// A directory of Unix sockets, `port_<number>`; for development without a VM.
     Directory(PathBuf),
 }
 
@@ -27,7 +27,7 @@ impl Host {
         match self {
             Host::Vsock => dial_vsock(port).await,
             Host::Directory(directory) => {
-                UnixStream::connect(directory.join(port.to_string())).await
+                UnixStream::connect(directory.join(format!("port_{port}"))).await
             }
         }
     }

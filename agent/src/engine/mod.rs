@@ -231,19 +231,21 @@ fn receiver(fd: OwnedFd) -> Result<pipe::Receiver> {
 
 impl Helper {
     /// Adds what is known of a failure: that the program cannot be executed is all that
-    /// people want to hear; otherwise the first error that libcontainer logged is the cause.
+    /// people want to hear; otherwise what libcontainer logged first tells the cause.
     fn explain(self, error: Error) -> Error {
         let text = read_now(&self.pending.result);
         if !text.is_empty() {
             return program_error(&text);
         }
         let log = read_now(&self.log);
-        match String::from_utf8_lossy(&log).lines().next() {
-            Some(cause) if !cause.is_empty() => {
-                Error::new(error.code, format!("{}: {cause}", error.message))
-            }
-            _ => error,
+        let log = String::from_utf8_lossy(&log);
+        let mut message = error.message;
+        // The first is where it failed; the second, one level up, often has the errno.
+        for cause in log.lines().filter(|line| !line.is_empty()).take(2) {
+            message.push_str(": ");
+            message.push_str(cause);
         }
+        Error::new(error.code, message)
     }
 }
 

@@ -59,13 +59,15 @@ pub fn execute(process: &Process) -> String {
     }
 }
 
-/// Undoes what Rust's runtime and the agent do to signals: a program expects to be killed
-/// by SIGPIPE, and to receive everything.
+/// Undoes what Rust's runtime, the agent and whoever started it do to signals: a program
+/// expects to be killed by SIGPIPE, and to receive everything.
 fn default_signals() {
     // SAFETY: signal() with SIG_DFL installs no handler; sigprocmask() reads a set that was
-    // made empty just before.
+    // made empty just before. Signals that cannot be set have no other way to be.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! A guest without a VM: the agent as the first process of its own namespaces, with the
-//! host's ports as Unix sockets. Needs root, cgroup v2 (its own mount of it), unshare, and a
-//! static busybox.
+//! host's ports as Unix sockets. Needs root, cgroup v2, unshare, and a static busybox.
+//!
+//! With HUSK_AGENT_IMAGE naming a guest image, the same in a VM: husk-vmm, which has to be
+//! on PATH, and HUSK_AGENT_KERNEL. What is left behind cannot be seen from outside then.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +16,13 @@ use husk_protocol::agent::log::Level;
 use husk_protocol::agent::request::Verb;
 use husk_protocol::agent::response::Result as Outcome;
 use husk_protocol::agent::{
-    Create, Delete, Event, Exec, Exit, Frame, Request, Response, Setup, Start, Stdio, event::Kind,
+    Create, Delete, Event, Exec, Exit, Frame, Request, Response, Setup, Share, Start, Stdio,
+    event::Kind,
 };
-use husk_protocol::{CONTROL_PORT, FIRST_STREAM_PORT, PROTOCOL_VERSION, read_frame, write_frame};
+use husk_protocol::{
+    CONTROL_PORT, FIRST_STREAM_PORT, PROTOCOL_VERSION, SHARE_PATH, SHARE_TAG, read_frame,
+    write_frame,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -25,7 +31,9 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Guest {
-    agent: Child,
+    /// unshare, or husk-vmm.
+    place: Child,
+    image: Option<String>,
     pub directory: PathBuf,
     stream: Option<UnixStream>,
     last_id: u64,
@@ -48,22 +56,19 @@ impl Guest {
     /// Starts an agent and sets it up.
     pub async fn start(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("husk-{name}-{}", std::process::id()));
-        let root = directory.join("rootfs");
-        make_root(&root);
-        let listener = UnixListener::bind(directory.join(CONTROL_PORT.to_string())).expect("bind");
-        let script = "test -e /sys/fs/cgroup/cgroup.controllers || \
-                      mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && \
-                      exec \"$0\" --host-directory \"$1\"";
-        let agent = Command::new("unshare")
-            .args(["-m", "-p", "-u", "-i", "-f", "--mount-proc", "sh", "-c", script])
-            .arg(env!("CARGO_BIN_EXE_husk-agent"))
-            .arg(&directory)
-            .spawn()
-            .expect("unshare");
-        let accepted = timeout(PATIENCE, listener.accept()).await;
+        make_root(&directory.join("share/rootfs"));
+        let image = std::env::var("HUSK_AGENT_IMAGE").ok();
+        let control = UnixListener::bind(port(&directory, CONTROL_PORT)).expect("bind");
+        let mut command = match &image {
+            Some(image) => in_vm(image, &directory),
+            None => in_namespaces(&directory),
+        };
+        let place = command.spawn().expect("start the guest");
+        let accepted = timeout(PATIENCE, control.accept()).await;
         let (stream, _) = accepted.expect("the agent does not come").expect("accept");
         let mut guest = Self {
-            agent,
+            place,
+            image,
             directory,
             stream: Some(stream),
             last_id: 0,
@@ -75,7 +80,9 @@ impl Guest {
         let hello = read_frame(guest.stream()).await.expect("hello").expect("a frame");
         assert_eq!(hello.hello().version, PROTOCOL_VERSION);
         assert!(hello.hello().started_ns <= hello.hello().sent_ns);
+        let share = Share { tag: SHARE_TAG.into(), path: SHARE_PATH.into(), ..Default::default() };
         let setup = Setup {
+            shares: guest.image.iter().map(|_| share.clone()).collect(),
             version: PROTOCOL_VERSION,
             entropy: vec![7; 64],
             hostname: "guest".into(),
@@ -161,7 +168,7 @@ impl Guest {
     pub fn streams(&mut self) -> Streams {
         let mut listen = || {
             self.last_port += 1;
-            let path = self.directory.join(self.last_port.to_string());
+            let path = port(&self.directory, self.last_port);
             (self.last_port, UnixListener::bind(path).expect("bind"))
         };
         let (stdin_port, stdin) = listen();
@@ -177,7 +184,7 @@ impl Guest {
         json!({
             "ociVersion": "1.0.2",
             "hostname": "inside",
-            "root": {"path": self.directory.join("rootfs")},
+            "root": {"path": self.root()},
             "process": process(args),
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -211,6 +218,14 @@ impl Guest {
                 },
             },
         })
+    }
+
+    /// The containers' root file system, as the guest sees it.
+    fn root(&self) -> PathBuf {
+        match self.image {
+            Some(_) => Path::new(SHARE_PATH).join("rootfs"),
+            None => self.directory.join("share/rootfs"),
+        }
     }
 
     pub async fn create(
@@ -265,23 +280,26 @@ impl Guest {
         (text, status)
     }
 
-    /// A path of the guest that everybody sees.
-    pub fn inside(&self, path: &str) -> PathBuf {
+    /// A path of the guest, as seen from here.
+    fn inside(&self, path: &str) -> PathBuf {
         // unshare is the agent's parent.
-        let children = format!("/proc/{0}/task/{0}/children", self.agent.id());
+        let children = format!("/proc/{0}/task/{0}/children", self.place.id());
         let children = std::fs::read_to_string(children).expect("children");
         let agent = children.split_whitespace().next().expect("the agent");
         Path::new("/proc").join(agent).join("root").join(path.trim_start_matches('/'))
     }
 
     /// Names of entries of a directory of the guest.
-    pub fn entries(&self, path: &str) -> Vec<String> {
+    fn entries(&self, path: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.inside(path)).expect(path);
         entries.map(|e| e.expect(path).file_name().to_string_lossy().into_owned()).collect()
     }
 
     /// Nothing of any container is left.
     pub fn assert_clean(&self) {
+        if self.image.is_some() {
+            return;
+        }
         assert_eq!(self.entries("/run/husk/oci"), Vec::<String>::new());
         assert_eq!(self.entries("/run/husk/containers"), Vec::<String>::new());
         let cgroups = self.inside("/sys/fs/cgroup/husk");
@@ -294,7 +312,7 @@ impl Drop for Guest {
     fn drop(&mut self) {
         // An agent without a host ends, and everything in its PID namespace with it.
         self.stream = None;
-        let _ = self.agent.wait();
+        let _ = self.place.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
         // The cgroup tree is the machine's, unlike everything else; a test that failed has
         // left something there.
@@ -345,6 +363,29 @@ pub fn process(args: &[&str]) -> Value {
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1000, "soft": 900}],
         "noNewPrivileges": true,
     })
+}
+
+fn in_namespaces(directory: &Path) -> Command {
+    let script = "test -e /sys/fs/cgroup/cgroup.controllers || \
+                  mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && \
+                  exec \"$0\" --host-directory \"$1\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "-p", "-u", "-i", "-f", "--mount-proc", "sh", "-c", script]);
+    command.arg(env!("CARGO_BIN_EXE_husk-agent")).arg(directory);
+    command
+}
+
+fn in_vm(image: &str, directory: &Path) -> Command {
+    let kernel = std::env::var("HUSK_AGENT_KERNEL").expect("HUSK_AGENT_KERNEL");
+    let mut command = Command::new("husk-vmm");
+    command.args(["--kernel", &kernel, "--initramfs", image]);
+    command.arg("--share").arg(directory.join("share")).arg("--vsock").arg(directory.join("port"));
+    command
+}
+
+/// The socket that stands for a port of the host, by husk-vmm's rule for names.
+fn port(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("port_{number}"))
 }
 
 fn name(exit: &Exit) -> String {
