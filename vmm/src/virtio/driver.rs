@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The driver's half of a virtqueue, for tests of devices: rings in guest RAM, buffers, and
-//! waiting for the device's interrupt.
+//! The driver's half of a virtqueue, for tests of devices: rings in guest RAM, kicks and
+//! waiting for interrupts, both only when the other side asked for them (EVENT_IDX), as in
+//! Linux: a device that forgets to ask hangs here too.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -37,6 +39,10 @@ pub struct Ring {
     next_descriptor: u16,
     next_avail: u16,
     seen_used: u16,
+    /// The available index at the last kick.
+    kicked_avail: u16,
+    /// Without it every kick is made, and every interrupt is expected.
+    pub event_idx: bool,
     pub kick: Arc<EventFd>,
     pub interrupt: Arc<EventFd>,
 }
@@ -48,8 +54,18 @@ impl Ring {
         let (kick, interrupt) = (event(), event());
         let zeros = vec![0u8; usize::from(size) * 32];
         ram.write_slice(&zeros, GuestAddress(base)).expect("ring in RAM");
-        let ram = ram.clone();
-        Ring { ram, base, size, next_descriptor: 0, next_avail: 0, seen_used: 0, kick, interrupt }
+        Ring {
+            ram: ram.clone(),
+            base,
+            size,
+            next_descriptor: 0,
+            next_avail: 0,
+            seen_used: 0,
+            kicked_avail: 0,
+            event_idx: true,
+            kick,
+            interrupt,
+        }
     }
 
     fn avail(&self) -> u64 {
@@ -71,6 +87,7 @@ impl Ring {
         queue.set_avail_ring_address(low, high);
         let (low, high) = parts(self.used());
         queue.set_used_ring_address(low, high);
+        queue.set_event_idx(self.event_idx);
         queue.set_ready(true);
         let (kick, interrupt) = (Arc::clone(&self.kick), Arc::clone(&self.interrupt));
         VirtQueue::new(queue, self.ram.clone(), kick, interrupt)
@@ -114,12 +131,28 @@ impl Ring {
     }
 
     pub fn set_avail_idx(&self, idx: u16) {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         self.ram.write_obj(idx, GuestAddress(self.avail() + 2)).expect("ring in RAM");
     }
 
-    pub fn kick(&self) {
-        self.kick.write(1).expect("kick");
+    /// Tells the device of what was made available, if it wants to know.
+    pub fn kick(&mut self) {
+        fence(Ordering::SeqCst);
+        let avail: u16 = self.ram.read_obj(GuestAddress(self.avail() + 2)).expect("ring in RAM");
+        let avail_event = self.used() + 4 + 8 * u64::from(self.size);
+        let event: u16 = self.ram.read_obj(GuestAddress(avail_event)).expect("ring in RAM");
+        let is_new = avail.wrapping_sub(event).wrapping_sub(1);
+        if !self.event_idx || is_new < avail.wrapping_sub(self.kicked_avail) {
+            self.kick.write(1).expect("kick");
+        }
+        self.kicked_avail = avail;
+    }
+
+    /// Asks for an interrupt at the next returned chain.
+    fn want_interrupt(&self) {
+        let used_event = self.avail() + 4 + 2 * u64::from(self.size);
+        self.ram.write_obj(self.seen_used, GuestAddress(used_event)).expect("ring in RAM");
+        fence(Ordering::SeqCst);
     }
 
     /// The next chain that the device has returned: head and bytes written.
@@ -128,7 +161,7 @@ impl Ring {
         if idx == self.seen_used {
             return None;
         }
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let entry = self.used() + 4 + 8 * u64::from(self.seen_used % self.size);
         let used: u64 = self.ram.read_obj(GuestAddress(entry)).expect("ring in RAM");
         self.seen_used = self.seen_used.wrapping_add(1);
@@ -142,6 +175,10 @@ impl Ring {
             if let Some(used) = self.pop_used() {
                 return used;
             }
+            self.want_interrupt();
+            if let Some(used) = self.pop_used() {
+                return used;
+            }
             assert!(wait(self.interrupt.as_raw_fd(), end), "the device did not return a buffer");
             let _ = self.interrupt.read();
         }
@@ -152,8 +189,13 @@ impl Ring {
 pub fn wait(fd: i32, end: Instant) -> bool {
     let epoll = Epoll::new().expect("epoll");
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).expect("epoll");
-    let left = end.saturating_duration_since(Instant::now()).as_millis() as i32;
-    epoll.wait(left, &mut [EpollEvent::default()]).is_ok_and(|count| count == 1)
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).as_millis() as i32;
+        match epoll.wait(left, &mut [EpollEvent::default()]) {
+            Ok(count) => return count == 1,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Interrupted),
+        }
+    }
 }
 
 /// Activates a device on rings; what it reports as a fault arrives at the receiver.
@@ -165,6 +207,8 @@ pub fn activate(
     let (sender, faults) = channel();
     let sender = Mutex::new(sender);
     let fault = Fault::new(move |what| {
+        // Shown if the test fails, for instance because nobody answers any more.
+        eprintln!("fault: {what}");
         let _ = sender.lock().expect("fault lock").send(what);
     });
     let activation = Activation {

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuse_backend_rs::abi::fuse_abi::{
     ATTR_SUBMOUNT, AttrOut, BatchForgetIn, CreateIn, Dirent, EntryOut, ForgetIn, FsOptions,
@@ -221,6 +222,14 @@ fn read<T: ByteValued + Default>(bytes: &[u8]) -> T {
     value
 }
 
+/// Tests that mount do so one at a time: a process that one of them starts holds the
+/// descriptors of all until its exec, and a mount that they lead to cannot be unmounted.
+static MOUNTING: Mutex<()> = Mutex::new(());
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    MOUNTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A mount that goes with this.
 struct Mounted(PathBuf);
 
@@ -414,6 +423,7 @@ fn sizes_that_lie_are_harmless() {
 
 #[test]
 fn flags_of_a_read_cannot_close_the_file() {
+    let _alone = one_at_a_time();
     let mut guest = Guest::new();
     // On tmpfs fcntl may refuse O_DIRECT.
     let _mount = Mounted::tmpfs(guest.path(""));
@@ -497,6 +507,7 @@ fn extended_attributes_pass_but_for_the_hosts_own() {
 
 #[test]
 fn mounts_made_below_later_are_seen_and_let_go() {
+    let _alone = one_at_a_time();
     let mut guest = Guest::new();
     for name in ["a", "b"] {
         fs::create_dir(guest.path(name)).expect("mkdir");
@@ -557,7 +568,7 @@ fn a_device_works_again_after_a_reset() {
 
 #[test]
 fn broken_rings_end_the_vm() {
-    let guest = Guest::new();
+    let mut guest = Guest::new();
     guest.requests.set_avail_idx(1000);
     guest.requests.kick();
     assert!(guest.faults.recv_timeout(DEADLINE).expect("a fault").contains("virtqueue"));

@@ -71,14 +71,21 @@ impl Guest {
         let (_, faults) = channel();
         let inbox = VecDeque::new();
         let mut guest = Guest { device, ram, rx, tx, event, streams, faults, inbox };
-        guest.activate();
-        guest.offer_rx(RX_COUNT);
+        guest.start(true);
         guest
     }
 
-    fn activate(&mut self) {
+    /// Starts the driver on fresh rings.
+    fn start(&mut self, event_idx: bool) {
+        self.rx = Ring::new(&self.ram, RINGS, RX_COUNT);
+        self.tx = Ring::new(&self.ram, RINGS + 0x1000, 128);
+        self.event = Ring::new(&self.ram, RINGS + 0x3000, 16);
+        for ring in [&mut self.rx, &mut self.tx, &mut self.event] {
+            ring.event_idx = event_idx;
+        }
         let rings = [&self.rx, &self.tx, &self.event];
         self.faults = driver::activate(&mut self.device, &self.ram, &rings);
+        self.offer_rx(RX_COUNT);
     }
 
     fn offer_rx(&mut self, count: u16) {
@@ -227,6 +234,33 @@ fn a_guest_connects_and_both_sides_talk() {
     assert_eq!(read_exactly(&mut stream, 10), b"hello host");
     stream.write_all(b"hello guest").expect("write");
     assert_eq!(guest.expect(op::RW).1, b"hello guest");
+}
+
+#[test]
+fn drivers_without_event_idx_are_served() {
+    let mut guest = Guest::new();
+    guest.device.reset();
+    guest.start(false);
+    let mut stream = guest.connect(5000);
+    let data = pattern(1 << 20);
+    let copy = data.clone();
+    let writer = std::thread::spawn(move || {
+        stream.write_all(&copy).expect("write");
+        read_to_end(&mut stream)
+    });
+    let mut seen = Vec::new();
+    while seen.len() < data.len() {
+        let (header, bytes) = guest.receive();
+        seen.extend(bytes);
+        if header.op == op::CREDIT_REQUEST {
+            let fwd_cnt = seen.len() as u32;
+            guest.send(Header { fwd_cnt, ..Guest::header(op::CREDIT_UPDATE, 5000) }, &[]);
+        }
+    }
+    assert!(seen == data);
+    guest.send_all(5000, &data);
+    guest.send(Header { flags: SHUTDOWN_SEND, ..Guest::header(op::SHUTDOWN, 5000) }, &[]);
+    assert!(writer.join().expect("writer") == data);
 }
 
 #[test]
@@ -567,7 +601,7 @@ fn paths_lead_in_and_out() {
 #[test]
 fn broken_rings_end_the_vm() {
     // An index that runs ahead of the ring.
-    let guest = Guest::new();
+    let mut guest = Guest::new();
     guest.tx.set_avail_idx(1000);
     guest.tx.kick();
     assert!(guest.fault().contains("virtqueue"), "a fault of the ring");
@@ -600,11 +634,7 @@ fn a_device_works_again_after_a_reset() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     writer.join().expect("writer");
 
-    guest.rx = Ring::new(&guest.ram, RINGS, RX_COUNT);
-    guest.tx = Ring::new(&guest.ram, RINGS + 0x1000, 128);
-    guest.event = Ring::new(&guest.ram, RINGS + 0x3000, 16);
-    guest.activate();
-    guest.offer_rx(RX_COUNT);
+    guest.start(true);
     let mut stream = guest.connect(5000);
     guest.send(Guest::header(op::RW, 5000), b"again");
     assert_eq!(read_exactly(&mut stream, 5), b"again");
