@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(message) => return refuse(&message),
     };
+    raise_descriptor_limit();
     match arguments {
         alone::Arguments::Print(text) => {
             print!("{text}");
@@ -30,6 +31,19 @@ fn main() -> ExitCode {
 fn refuse(message: &str) -> ExitCode {
     eprintln!("husk-vmm: {message}");
     ExitCode::from(BAD_INPUT)
+}
+
+/// Lets the process have as many descriptors as the system allows: the file server keeps
+/// one for each inode that the guest knows, and takes its own caps from this limit.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to one live rlimit. If they fail the limit stays.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 /// Host CLOCK_MONOTONIC in ns.
