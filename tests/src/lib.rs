@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+pub mod bench;
 pub mod containerd;
 pub mod vmm;
 

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The figures as a table for people and as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::Figure;
+use super::container::END;
+use super::memory::Memory;
+
+/// All that was measured. What could not be is in `missing`, with the reason.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub rounds: u32,
+    /// ns from the start of `ctr run` on, by runtime.
+    pub cold_start: BTreeMap<String, BTreeMap<String, Figure>>,
+    /// Whole run of husk by whole run of runc, of their medians.
+    pub husk_to_runc: Option<f64>,
+    /// ns from exec to exit of a VM by itself, by monitor.
+    pub vm_alone: BTreeMap<String, BTreeMap<String, Figure>>,
+    /// Bytes, by program, beside a running container.
+    pub memory: BTreeMap<String, Memory>,
+    pub missing: Vec<String>,
+}
+
+impl Report {
+    /// Works out what follows from the rest.
+    pub fn complete(&mut self) {
+        let end = |runtime: &str| self.cold_start.get(runtime)?.get(END).map(|end| end.median);
+        if let (Some(husk), Some(runc)) = (end("husk"), end("runc")) {
+            self.husk_to_runc = Some(husk as f64 / runc as f64);
+        }
+    }
+
+    /// The span between two instants of husk's cold start, by their medians.
+    fn span(&self, from: &str, to: &str) -> Option<u64> {
+        let husk = self.cold_start.get("husk")?;
+        husk.get(to)?.median.checked_sub(husk.get(from)?.median)
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (runtime, figures) in &self.cold_start {
+            writeln!(
+                f,
+                "`ctr run --rm` with {runtime}, ms since its start, of {} runs:",
+                self.rounds
+            )?;
+            write_figures(f, figures, true)?;
+        }
+        if let Some(span) = self.span("vmm_started", "hello") {
+            writeln!(f, "husk-vmm started to the agent's Hello: {} ms", Ms(span))?;
+        }
+        if let Some(ratio) = self.husk_to_runc {
+            writeln!(f, "whole run, husk : runc = {ratio:.2}")?;
+        }
+        for (monitor, figures) in &self.vm_alone {
+            writeln!(f, "guest alone under {monitor}, ms from exec to exit:")?;
+            write_figures(f, figures, false)?;
+        }
+        if !self.memory.is_empty() {
+            writeln!(f, "memory beside a running container, KiB:")?;
+            writeln!(f, "  {:<26}{:>9}{:>11}{:>16}", "", "Pss", "anonymous", "guest RAM used")?;
+        }
+        for (program, memory) in &self.memory {
+            let (pss, anonymous) = (memory.pss >> 10, memory.anonymous >> 10);
+            let guest = memory.guest_resident >> 10;
+            writeln!(f, "  {program:<26}{pss:>9}{anonymous:>11}{guest:>16}")?;
+        }
+        let pss: u64 = self.memory.values().map(|memory| memory.pss >> 10).sum();
+        if pss > 0 {
+            writeln!(f, "  {:<26}{pss:>9}", "together")?;
+        }
+        for missing in &self.missing {
+            writeln!(f, "not measured: {missing}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The figures in the order of time, with the steps between them.
+fn write_figures(
+    f: &mut std::fmt::Formatter<'_>,
+    figures: &BTreeMap<String, Figure>,
+    steps: bool,
+) -> std::fmt::Result {
+    let mut rows: Vec<_> = figures.iter().collect();
+    rows.sort_by_key(|(_, figure)| figure.median);
+    let mut last = 0;
+    for (name, figure) in rows {
+        let step = if steps { format!("+{}", Ms(figure.median - last)) } else { String::new() };
+        writeln!(
+            f,
+            "  {name:<20}{:>9}{step:>10}   ({} to {})",
+            Ms(figure.median),
+            Ms(figure.least),
+            Ms(figure.most)
+        )?;
+        last = figure.median;
+    }
+    Ok(())
+}
+
+/// ns as ms with a tenth.
+struct Ms(u64);
+
+impl std::fmt::Display for Ms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{:.1}", self.0 as f64 / 1e6))
+    }
+}
