@@ -115,11 +115,14 @@ async fn fill(
         mount(sandbox.clone(), container.id.clone(), mounts, rootfs, guest.binds.clone()),
         Io::open(&stdio, owner, || sandbox.expect_stream()),
     );
-    let (io, mut terminal) = opened?;
+    let (mut io, mut terminal) = opened?;
     let (rootfs, shared) = mounted?;
     {
         let mut inner = container.inner();
         (inner.rootfs, inner.shared) = (rootfs, Some(shared));
+        if inner.init.stdin_closed {
+            io.close_stdin();
+        }
         inner.init.io = Some(io);
         terminal.size = inner.init.size.take().or(console_size);
     }

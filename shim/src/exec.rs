@@ -83,7 +83,13 @@ pub async fn start(pod: &Pod, container: &Arc<Container>, exec: &str) -> Result<
 async fn start_init(sandbox: &Sandbox, container: &Arc<Container>) -> Result<u32, Error> {
     container.apply("", Input::Start)?;
     let started = Starting { container, exec: "", armed: true };
-    let size = container.inner().init.size.take();
+    let size = {
+        let mut inner = container.inner();
+        if let Some(io) = &mut inner.init.io {
+            io.open_stdin()?;
+        }
+        inner.init.size.take()
+    };
     if let Some(size) = size {
         // The terminal is there since the create; what is wrong with it, the start tells.
         let _ = sandbox.resize(&container.id, "", size).await;
@@ -128,6 +134,7 @@ async fn start_exec(
         if process.stdin_closed {
             io.close_stdin();
         }
+        io.open_stdin()?;
         process.io = Some(io);
         terminal.size = process.size.take();
     }

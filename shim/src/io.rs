@@ -48,11 +48,31 @@ pub struct Owner<'a> {
 /// A process's streams. Dropping it closes them at once.
 #[derive(Debug)]
 pub struct Io {
-    /// Keeps the stdin FIFO from ending when the client goes away.
-    stdin_writer: Option<OwnedFd>,
-    stdin: Option<Task>,
+    stdin: Stdin,
     outputs: Vec<Task>,
     logger: Option<Logger>,
+}
+
+/// The client's input.
+///
+/// It is opened only when the process is started. Until then the client's own open waits,
+/// and so it cannot come to its end, and say CloseIO, for a task that its create has not
+/// returned yet; `ctr` would lose that.
+#[derive(Debug, Default)]
+enum Stdin {
+    #[default]
+    None,
+    Waiting {
+        path: String,
+        expected: Expected,
+        /// CloseIO came already.
+        closed: bool,
+    },
+    Open {
+        /// Keeps the FIFO from ending when the client goes away.
+        writer: Option<OwnedFd>,
+        _feed: Task,
+    },
 }
 
 /// A task that ends with its owner.
@@ -73,23 +93,23 @@ enum Sink {
 }
 
 impl Io {
-    /// Opens what `stdio` names and waits in the background for the guest to connect to the
-    /// ports that `expect` gives out, which are returned for the guest.
+    /// Opens the outputs that `stdio` names and waits in the background for the guest to
+    /// connect to the ports that `expect` gives out, which are returned for the guest.
     pub async fn open(
         stdio: &Stdio,
         owner: Owner<'_>,
         mut expect: impl FnMut() -> Expected,
     ) -> Result<(Io, Terminal), Error> {
-        let mut io = Io { stdin_writer: None, stdin: None, outputs: Vec::new(), logger: None };
+        let mut io = Io { stdin: Stdin::None, outputs: Vec::new(), logger: None };
         let (stdout, stderr) = io.open_outputs(stdio, owner).await?;
         let mut ports = Terminal { terminal: stdio.terminal, ..Terminal::default() };
         if !stdio.stdin.is_empty() {
-            let (input, writer) = fifo::open_input(Path::new(&stdio.stdin))
+            fifo::check(Path::new(&stdio.stdin))
                 .context(|| format!("cannot open stdin {}", stdio.stdin))?;
             let expected = expect();
             ports.stdin_port = expected.port();
-            io.stdin_writer = Some(writer);
-            io.stdin = Some(Task(tokio::spawn(feed(input, expected))));
+            let path = stdio.stdin.clone();
+            io.stdin = Stdin::Waiting { path, expected, closed: false };
         }
         for (sink, port) in [(stdout, &mut ports.stdout_port), (stderr, &mut ports.stderr_port)] {
             if let Some(sink) = sink {
@@ -101,15 +121,33 @@ impl Io {
         Ok((io, ports))
     }
 
+    /// Opens the client's input; the process is about to be started.
+    pub fn open_stdin(&mut self) -> Result<(), Error> {
+        match std::mem::take(&mut self.stdin) {
+            Stdin::Waiting { path, expected, closed } => {
+                let (input, writer) = fifo::open_input(Path::new(&path))
+                    .context(|| format!("cannot open stdin {path}"))?;
+                let feed = Task(tokio::spawn(feed(input, expected)));
+                self.stdin = Stdin::Open { writer: (!closed).then_some(writer), _feed: feed };
+            }
+            other => self.stdin = other,
+        }
+        Ok(())
+    }
+
     /// The client will write no more: stdin ends once what it wrote has been forwarded.
     pub fn close_stdin(&mut self) {
-        self.stdin_writer = None;
+        match &mut self.stdin {
+            Stdin::None => {}
+            Stdin::Waiting { closed, .. } => *closed = true,
+            Stdin::Open { writer, .. } => *writer = None,
+        }
     }
 
     /// Waits until all output has reached its reader, for [`DRAIN_LIMIT`] at most, then
     /// closes everything.
     pub async fn drain(mut self) {
-        self.stdin = None;
+        self.stdin = Stdin::None;
         let drained = tokio::time::timeout(DRAIN_LIMIT, ended(&mut self.outputs)).await;
         if drained.is_err() {
             log::warn("some output was dropped: nobody read it, or a process still holds it");

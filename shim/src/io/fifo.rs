@@ -57,10 +57,20 @@ pub fn open_input(path: &Path) -> io::Result<(Input, OwnedFd)> {
     Ok((Input(reactor::watch(reader, Interest::READABLE)?), writer))
 }
 
+/// Fails if there is no FIFO at `path`.
+pub fn check(path: &Path) -> io::Result<()> {
+    is_fifo(&std::fs::metadata(path)?)
+}
+
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<OwnedFd> {
     let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.file_type().is_fifo() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a FIFO"));
-    }
+    is_fifo(&file.metadata()?)?;
     Ok(file.into())
+}
+
+fn is_fifo(metadata: &std::fs::Metadata) -> io::Result<()> {
+    match metadata.file_type().is_fifo() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a FIFO")),
+    }
 }

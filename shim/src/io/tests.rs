@@ -144,6 +144,11 @@ async fn stdin_ends_only_by_close_io_and_after_what_was_written() {
     let stdio = Stdio { stdin: place.fifo("in"), ..Stdio::default() };
     let (mut io, ports) = place.open(&stdio).await.expect("open");
     let guest = place.connect(ports.stdin_port);
+    assert!(
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&stdio.stdin).is_err(),
+        "a client cannot write before the start"
+    );
+    io.open_stdin().expect("stdin");
     // One client writes and goes away; that is not the end.
     open_now(&stdio.stdin, OpenOptions::new().write(true)).write_all(b"one ").expect("write");
     let copy = guest.try_clone().expect("clone");
@@ -169,6 +174,7 @@ async fn close_io_before_the_guest_connects_is_not_lost() {
     client.write_all(b"early").expect("write");
     let (mut io, ports) = place.open(&stdio).await.expect("open");
     io.close_stdin();
+    io.open_stdin().expect("stdin");
     drop(client);
     let guest = place.connect(ports.stdin_port);
     assert_eq!(read(guest, usize::MAX).await, b"early");
@@ -180,12 +186,14 @@ async fn a_process_that_closes_its_stdin_is_no_trouble() {
     let stdio = Stdio { stdin: place.fifo("in"), ..Stdio::default() };
     let (mut io, ports) = place.open(&stdio).await.expect("open");
     drop(place.connect(ports.stdin_port));
+    io.open_stdin().expect("stdin");
     let mut client = open_now(&stdio.stdin, OpenOptions::new().write(true));
-    let stdin = io.stdin.take().expect("stdin");
     let writer = tokio::task::spawn_blocking(move || client.write_all(b"nobody listens"));
     writer.await.expect("joined").expect("it fits into the FIFO");
-    let mut stdin = stdin;
-    (&mut stdin.0).await.expect("the task ends");
+    let Stdin::Open { _feed: mut feed, .. } = std::mem::take(&mut io.stdin) else {
+        panic!("not open")
+    };
+    (&mut feed.0).await.expect("the task ends");
 }
 
 #[tokio::test]
