@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,6 +25,15 @@ struct Finding {
     text: String,
     /// What to do about it; empty when all is well.
     remedy: String,
+}
+
+impl Finding {
+    fn line(&self) -> String {
+        let Finding { name, ok, text, remedy } = self;
+        let mark = if *ok { "ok" } else { "MISSING" };
+        let remedy = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
+        format!("{mark:8} {name:11} {text}{remedy}\n")
+    }
 }
 
 fn good(name: &'static str, text: String) -> Finding {
@@ -49,16 +59,13 @@ pub fn run(json: bool) -> ExitCode {
         program("shim", "containerd-shim-husk-v2", "run 'make install', or put it on PATH"),
         program("containerd", "containerd", "install containerd 1.6 or newer"),
     ];
-    if json {
+    let text = match json {
         // Plain strings and booleans always serialize.
-        println!("{}", serde_json::to_string_pretty(&findings).unwrap_or_default());
-    } else {
-        for Finding { name, ok, text, remedy } in &findings {
-            let mark = if *ok { "ok" } else { "MISSING" };
-            let remedy = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
-            println!("{mark:8} {name:11} {text}{remedy}");
-        }
-    }
+        true => serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n",
+        false => findings.iter().map(Finding::line).collect(),
+    };
+    // Whoever closes the pipe early has read enough.
+    let _ = io::stdout().write_all(text.as_bytes());
     if findings.iter().all(|finding| finding.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

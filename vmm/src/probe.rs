@@ -15,6 +15,8 @@ use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestRam};
 
 /// Rounds of the loop, of two instructions each.
 const ROUNDS: u64 = 50_000;
+/// On a busy host the loop may lose the processor; it rarely does so several times over.
+const TRIES: u32 = 4;
 /// A processor takes 1 ns for an instruction or two; KVM inside an emulated processor takes
 /// ten; KVM's instruction emulator takes 500 and more.
 const MAX_PER_INSTRUCTION: Duration = Duration::from_nanos(200);
@@ -62,16 +64,19 @@ pub fn check() -> Result<Duration, KvmError> {
 
     // The first run pays for faulting the pages in.
     run_loop(&mut vcpu, 1)?;
-    let start = Instant::now();
-    run_loop(&mut vcpu, ROUNDS)?;
-    let per_instruction = start.elapsed() / (2 * ROUNDS) as u32;
-    if per_instruction > MAX_PER_INSTRUCTION {
-        return Err(KvmError::NotVirtualizing(format!(
-            "a test guest took {} ns for each instruction, so they are being emulated",
-            per_instruction.as_nanos()
-        )));
+    let mut best = Duration::MAX;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        run_loop(&mut vcpu, ROUNDS)?;
+        best = best.min(start.elapsed() / (2 * ROUNDS) as u32);
+        if best <= MAX_PER_INSTRUCTION {
+            return Ok(best);
+        }
     }
-    Ok(per_instruction)
+    Err(KvmError::NotVirtualizing(format!(
+        "a test guest took {} ns for each instruction, so they are being emulated",
+        best.as_nanos()
+    )))
 }
 
 fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
