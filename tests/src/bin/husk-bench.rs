@@ -53,6 +53,7 @@ fn measure(rounds: u32) -> Result<Report, String> {
     let mut report = Report { rounds, ..Report::default() };
     let mut missing = Vec::new();
     for (name, runtime) in [("runc", RUNC), ("husk", HUSK)] {
+        eprintln!("husk-bench: cold starts with {name}");
         match containerd.cold_starts(runtime, rounds) {
             Ok(runs) => {
                 report.cold_start.insert(name.to_owned(), figures(&runs));
@@ -60,6 +61,7 @@ fn measure(rounds: u32) -> Result<Report, String> {
             Err(error) => missing.push(format!("cold start with {name}: {error}")),
         }
     }
+    eprintln!("husk-bench: memory");
     match containerd.beside_idle(HUSK, husk_memory) {
         Ok(memory) => report.memory.extend(memory),
         Err(error) => missing.push(format!("memory: {error}")),
@@ -67,6 +69,7 @@ fn measure(rounds: u32) -> Result<Report, String> {
     let monitors: [(&str, fn() -> _); 2] =
         [("husk-vmm", microvm::husk_vmm), ("QEMU microvm", microvm::qemu)];
     for (name, vm) in monitors {
+        eprintln!("husk-bench: the guest alone under {name}");
         match microvm::lives(vm, rounds) {
             Ok(runs) => {
                 report.vm_alone.insert(name.to_owned(), figures(&runs));

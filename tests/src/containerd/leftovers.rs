@@ -27,7 +27,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 enum Thing {
     Process {
         pid: i32,
-        name: String,
+        program: String,
+        line: String,
     },
     Mount(PathBuf),
     Cgroup(PathBuf),
@@ -46,7 +47,7 @@ enum Thing {
 impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Thing::Process { pid, name } => write!(f, "process {pid}: {name}"),
+            Thing::Process { pid, program, line } => write!(f, "process {pid}, {program}: {line}"),
             Thing::Mount(path) => write!(f, "mount {}", path.display()),
             Thing::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Thing::Socket(path) => write!(f, "socket {}", path.display()),
@@ -133,15 +134,10 @@ pub fn pids_of(name: &str) -> Vec<i32> {
     processes()
         .into_iter()
         .filter_map(|thing| match thing {
-            Thing::Process { pid, name: line } if program(&line) == name => Some(pid),
+            Thing::Process { pid, program, .. } if program == name => Some(pid),
             _ => None,
         })
         .collect()
-}
-
-fn program(line: &str) -> &str {
-    let first = line.split(' ').next().unwrap_or_default();
-    first.rsplit('/').next().unwrap_or_default()
 }
 
 /// Our programs and any shim, each with its command line.
@@ -151,23 +147,30 @@ fn processes() -> Vec<Thing> {
         let Some(pid) = directory.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
             continue;
         };
-        // Gone in between, or a thread of the kernel: not ours.
+        // Gone in between.
         let Ok(stat) = fs::read_to_string(directory.join("stat")) else { continue };
         let Some((name, rest)) = stat.split_once('(').and_then(|(_, tail)| tail.rsplit_once(')'))
         else {
             continue;
         };
-        let ours = ["husk-vmm", "husk-agent", "husk-jail", "containerd-shim"];
         let rest: Vec<&str> = rest.split_whitespace().collect();
         // One that is dead and whose parent is PID 1 will be reaped, and is not our business.
-        let reaped_soon = rest.first() == Some(&"Z") && rest.get(1) == Some(&"1");
-        if !ours.iter().any(|prefix| name.starts_with(prefix)) || reaped_soon {
+        if rest.first() == Some(&"Z") && rest.get(1) == Some(&"1") {
             continue;
         }
-        let line = fs::read(directory.join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
-        let name = if line.is_empty() { format!("{name} (dead, not reaped)") } else { line };
-        found.push(Thing::Process { pid, name });
+        // A process can name itself, but not its file. Only a dead one has none.
+        let program = match fs::read_link(directory.join("exe")) {
+            Ok(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            Err(_) => name.to_owned(),
+        };
+        if ["husk-vmm", "husk-agent", "containerd-shim"]
+            .iter()
+            .any(|ours| program.starts_with(ours))
+        {
+            let line = fs::read(directory.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+            found.push(Thing::Process { pid, program, line });
+        }
     }
     found
 }
