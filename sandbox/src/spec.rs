@@ -168,6 +168,9 @@ impl Spec {
             if let Some(bind) = mount.bind_source() {
                 mount.source = Some(format!("{share}/mounts/{}", binds.len()));
                 binds.push(bind);
+            } else if mount.source.is_none() {
+                // Optional in OCI, not for the guest's engine.
+                mount.source = mount.kind.clone();
             }
         }
         if let Some(linux) = &mut self.linux {

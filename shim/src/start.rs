@@ -127,9 +127,9 @@ fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<u32> {
     }
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     let _listener = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut command = Command::new("/proc/self/exe");
+    // By its path, so that the process has the program's name.
+    let mut command = Command::new(std::env::current_exe()?);
     command
-        .arg0("containerd-shim-husk-v2")
         .args(["-namespace", &args.namespace, "-address", &args.address, "-id", &args.id])
         .env(STARTED_ENV, started_ns.to_string())
         .stdin(Stdio::null())

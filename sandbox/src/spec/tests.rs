@@ -38,6 +38,15 @@ fn bind_sources_are_numbered_and_other_mounts_stay() {
 }
 
 #[test]
+fn a_mount_without_a_source_gets_its_type_as_one() {
+    let (guest, spec) = translate(json!({"mounts": [
+        {"destination": "/m", "type": "tmpfs", "options": ["size=64k"]},
+    ]}));
+    assert_eq!(guest["mounts"][0]["source"], "tmpfs");
+    assert!(spec.binds.is_empty());
+}
+
+#[test]
 fn binds_of_the_kernels_own_files_mean_the_guests() {
     let (guest, spec) = translate(json!({"mounts": [
         {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
