@@ -14,8 +14,8 @@ use serde::Serialize;
 
 /// Least memory for one small pod beside the rest of the machine, in MiB.
 const LEAST_MEMORY_MIB: u64 = 512;
-/// Oldest kernel whose KVM has all that husk-vmm uses.
-const LEAST_KERNEL: (u32, u32) = (5, 10);
+/// Oldest kernel with all that husk uses: mount_setattr(2) came last.
+const LEAST_KERNEL: (u32, u32) = (5, 12);
 
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -117,7 +117,7 @@ fn kernel(release: &str) -> Finding {
     if version >= LEAST_KERNEL {
         good("kernel", text)
     } else {
-        bad("kernel", text, "husk needs Linux 5.10 or newer")
+        bad("kernel", text, "husk needs Linux 5.12 or newer")
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn kernels_are_compared_by_number_and_not_by_text() {
         assert!(kernel("6.1.0-13-amd64\n").ok);
-        assert!(kernel("5.10.0\n").ok);
+        assert!(kernel("5.12.0\n").ok);
         assert!(!kernel("5.9.16\n").ok);
         assert!(!kernel("").ok);
     }

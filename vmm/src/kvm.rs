@@ -31,7 +31,7 @@ pub enum KvmError {
     NotVirtualizing(String),
     #[error("{DEVICE} cannot be used: {0}")]
     Unusable(io::Error),
-    #[error("the host's KVM lacks {0:?}; husk needs Linux 5.10 or newer")]
+    #[error("the host's KVM lacks {0:?}; husk needs Linux 5.12 or newer")]
     Lacks(Cap),
 }
 
