@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 
-/// Frames waiting to be sent beyond which log lines are dropped. More than that tells nobody anything, and a guest
-/// that fails in a loop must not fill its memory with the news.
+/// Frames waiting to be sent beyond which log lines are dropped. More than that tells nobody
+/// anything, and a guest that fails in a loop must not fill its memory with the news.
 const LOGS_WAITING: usize = 256;
 
 #[derive(Clone)]

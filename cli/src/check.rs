@@ -173,6 +173,7 @@ mod tests {
     fn kernels_are_compared_by_number_and_not_by_text() {
         assert!(kernel("6.1.0-13-amd64\n").ok);
         assert!(kernel("5.12.0\n").ok);
+        assert!(!kernel("5.11.22\n").ok);
         assert!(!kernel("5.9.16\n").ok);
         assert!(!kernel("").ok);
     }

@@ -4,7 +4,8 @@
 //!
 //! The socket is SOCK_SEQPACKET; each packet is one JSON message with its descriptors as
 //! SCM_RIGHTS. The supervisor sends [`Command::Boot`] first, once, with everything the VM
-//! will ever need opened; husk-vmm opens nothing itself. The last packet is
+//! will ever need opened; of the host husk-vmm opens nothing itself but, before the guest
+//! runs, its own /proc/self/fd. The last packet is
 //! [`Event::Exited`] or [`Event::Failed`], after which husk-vmm exits. When the supervisor
 //! closes its end, or dies, the VM is stopped.
 

@@ -3,7 +3,7 @@
 //! husk-vmm under a supervisor: everything comes as descriptors over the control socket.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -94,6 +94,13 @@ struct Supervisor(Arc<Packets<OwnedFd>>);
 
 impl HostSide for Supervisor {
     fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        // A supervisor that does not read must not stall the guest's other connections.
+        let mut socket =
+            libc::pollfd { fd: self.0.0.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one valid pollfd, and no waiting.
+        if unsafe { libc::poll(&mut socket, 1, 0) } != 1 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let (near, far) = UnixStream::pair()?;
         self.0.send(&Event::Connect { port }, &[far.as_fd()])?;
         Ok(near)
