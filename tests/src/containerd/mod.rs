@@ -127,6 +127,13 @@ impl Lab {
         format!("containerd-shim-{}-{}", words[1], words[0])
     }
 
+    /// What containerd and its shims have logged since the case began.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(&self.log).expect("containerd's log");
+        let start = (self.log_start as usize).min(bytes.len());
+        String::from_utf8_lossy(&bytes[start..]).into_owned()
+    }
+
     /// Starts `ctr` with these words.
     pub fn ctr_start(&self, words: &[&str]) -> Running {
         let running = Running::start(Command::new("ctr").args(words));

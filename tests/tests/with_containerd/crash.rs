@@ -67,6 +67,21 @@ fn vmm_killed_beside_its_client() {
 }
 
 #[test]
+fn guest_kernel_panics() {
+    husk_case(
+        "a panic of the guest kernel: 137 at once, and the log says why, with the console",
+        |lab| {
+            let line = "echo 2 > /proc/sys/vm/panic_on_oom && exec tail /dev/zero";
+            let flags = ["--privileged", "--memory-limit", "33554432"];
+            lab.run(&flags, "doomed", &["sh", "-c", line]).ended(137);
+            let said = |words: &'static str| eventually(LIMIT, || lab.log().contains(words));
+            assert!(said("the guest kernel panicked"), "no reason in the log");
+            assert!(said("panic_on_oom"), "no console in the log");
+        },
+    );
+}
+
+#[test]
 fn shim_killed() {
     // runc's shim leaves its socket.
     husk_case(
