@@ -52,6 +52,7 @@ pub fn host() {
     sender.join().expect("sender").expect("send");
     let sent = hash(Noise::new(12).take(SIZE)).expect("hash");
     assert_eq!(received, sent, "what came back from the guest");
+    drop(accepted(&listener));
 
     let outcome = running.wait();
     assert_eq!(outcome.done(), hash(Noise::new(11).take(SIZE)).expect("hash"), "{outcome}");
@@ -97,6 +98,9 @@ pub fn guest() -> io::Result<String> {
     let stream =
         unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(accept(listener.as_raw_fd())?) };
     echo(File::from(stream))?;
+    // A VM that is switched off takes what it has just sent with it: wait until the host,
+    // which has everything then, closes this connection.
+    io::copy(&mut File::from(dial(HOST_PORT)?), &mut io::sink())?;
     Ok(received)
 }
 
