@@ -5,12 +5,16 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{Instants, now_ns};
-use crate::containerd::leftovers::Host;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Instants, Runs, now_ns, readable, repeat};
+use crate::containerd::leftovers::{Host, pids_of};
 use crate::containerd::{IMAGE, process};
 
 pub const FIRST_BYTE: &str = "first_byte";
@@ -39,13 +43,12 @@ impl Containerd {
     }
 
     /// Runs a container `rounds` times after one that warms the machine up.
-    pub fn cold_starts(&self, runtime: &str, rounds: u32) -> Result<Vec<Instants>, String> {
-        let runs = (0..=rounds).map(|round| self.cold_start(runtime, &format!("bench-{round}")));
-        let runs: Result<Vec<_>, _> = runs.collect();
-        runs.map(|runs| runs[1..].to_vec())
+    pub fn cold_starts(&self, runtime: &str, rounds: u32) -> Result<Runs, String> {
+        repeat(rounds, |round| self.cold_start(runtime, &format!("bench-{round}")))
     }
 
-    fn cold_start(&self, runtime: &str, id: &str) -> Result<Instants, String> {
+    /// None if the VM hung.
+    fn cold_start(&self, runtime: &str, id: &str) -> Result<Option<Instants>, String> {
         let before = Host::look(&self.directory, &|_| Vec::new());
         let log_start = self.log.metadata().map_or(0, |log| log.len() as usize);
         let mut command = Command::new("ctr");
@@ -53,6 +56,10 @@ impl Containerd {
 
         let began = now_ns();
         let watched = watch(&mut command).map_err(|error| format!("ctr run: {error}"))?;
+        let Some(watched) = watched else {
+            before.wait_until_clean(&self.directory, &|_| Vec::new())?;
+            return Ok(None);
+        };
         let mut instants = Instants::new();
         if watched.said != LINE.as_bytes() || watched.code != Some(0) {
             let tail = self.log_since(log_start);
@@ -76,7 +83,7 @@ impl Containerd {
             let phases = line.ok_or("the shim did not log its phases")?;
             instants.extend(phases);
         }
-        Ok(instants)
+        Ok(Some(instants))
     }
 
     /// Runs an idle container for the time of `look`.
@@ -95,8 +102,12 @@ impl Containerd {
             .spawn()
             .map_err(|error| format!("ctr run: {error}"))?;
         let found = match first_byte(&mut idle) {
-            Ok(Some(_)) => look(),
-            Ok(None) => Err("the idle container did not start".to_owned()),
+            Ok(First::Byte(_)) => look(),
+            Ok(First::End) => Err("the idle container did not start".to_owned()),
+            Ok(First::Nothing) => {
+                kill_vmms();
+                Err("the idle container's VM hung".to_owned())
+            }
             Err(error) => Err(format!("ctr run: {error}")),
         };
         let kill = ["tasks", "kill", "-s", "KILL", id];
@@ -121,26 +132,65 @@ struct Watched {
 }
 
 /// Runs a command to its end and notes when it said something first and when it ended.
-fn watch(command: &mut Command) -> io::Result<Watched> {
+/// None if it went silent: then the VMs are killed, which lets it end.
+fn watch(command: &mut Command) -> io::Result<Option<Watched>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
-    let first = first_byte(&mut child)?;
+    let mut said = Vec::new();
+    match first_byte(&mut child)? {
+        First::Byte(byte) => said.push(byte),
+        First::End => {}
+        First::Nothing => {
+            kill_vmms();
+            child.wait()?;
+            return Ok(None);
+        }
+    }
     let first_byte_ns = now_ns();
-    let mut said: Vec<u8> = first.into_iter().collect();
     if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_end(&mut said)?;
+        let mut more = [0; 4096];
+        loop {
+            if !readable(stdout.as_fd()) {
+                kill_vmms();
+                child.wait()?;
+                return Ok(None);
+            }
+            match stdout.read(&mut more)? {
+                0 => break,
+                len => said.extend_from_slice(&more[..len]),
+            }
+        }
     }
     let status = child.wait()?;
-    Ok(Watched { said, code: status.code(), first_byte_ns, end_ns: now_ns() })
+    Ok(Some(Watched { said, code: status.code(), first_byte_ns, end_ns: now_ns() }))
 }
 
-fn first_byte(child: &mut Child) -> io::Result<Option<u8>> {
+/// How a command's output begins.
+enum First {
+    Byte(u8),
+    End,
+    /// Not in time.
+    Nothing,
+}
+
+fn first_byte(child: &mut Child) -> io::Result<First> {
+    let Some(stdout) = &mut child.stdout else { return Ok(First::End) };
+    if !readable(stdout.as_fd()) {
+        return Ok(First::Nothing);
+    }
     let mut byte = [0];
-    let len = match &mut child.stdout {
-        Some(stdout) => stdout.read(&mut byte)?,
-        None => 0,
-    };
-    Ok((len == 1).then_some(byte[0]))
+    match stdout.read(&mut byte)? {
+        0 => Ok(First::End),
+        _ => Ok(First::Byte(byte[0])),
+    }
+}
+
+/// All there are: a benchmark runs by itself.
+fn kill_vmms() {
+    for pid in pids_of("husk-vmm") {
+        // It may have gone by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }
 
 /// The instants in the shim's line about this container, if it is in the log.

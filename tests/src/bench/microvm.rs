@@ -5,9 +5,10 @@
 //! finds no way to a host there, and under husk-vmm it is given none either: it gives up and
 //! switches off. From exec to exit is the one span that both have.
 
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
-use super::{Instants, now_ns};
+use super::{Instants, Runs, now_ns, readable, repeat};
 
 pub const END: &str = "end";
 
@@ -49,24 +50,31 @@ pub fn qemu() -> Result<Command, String> {
 }
 
 /// Runs a VM `rounds` times after one that warms the machine up.
-pub fn lives(
-    vm: impl Fn() -> Result<Command, String>,
-    rounds: u32,
-) -> Result<Vec<Instants>, String> {
-    let mut runs = Vec::new();
-    for round in 0..=rounds {
-        let mut command = vm()?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let began = now_ns();
-        let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-        let ended = now_ns();
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(format!("{command:?}: {}: {said}", output.status));
+pub fn lives(vm: impl Fn() -> Result<Command, String>, rounds: u32) -> Result<Runs, String> {
+    repeat(rounds, |_| life(vm()?))
+}
+
+/// None if the VM hung.
+fn life(mut command: Command) -> Result<Option<Instants>, String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let began = now_ns();
+    let mut child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
+    // Its end is the end of its output, of which there is none before.
+    let in_time = child.stdout.as_ref().is_none_or(|stdout| readable(stdout.as_fd()));
+    if !in_time {
+        // It is there until we have waited for it.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().map_err(|error| format!("{command:?}: {error}"))?;
+    let ended = now_ns();
+    match output.status {
+        _ if !in_time => Ok(None),
+        status if status.success() => {
+            Ok(Some([(END.to_owned(), ended - began)].into_iter().collect()))
         }
-        if round > 0 {
-            runs.push([(END.to_owned(), ended - began)].into_iter().collect());
+        status => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            Err(format!("{command:?}: {status}: {said}"))
         }
     }
-    Ok(runs)
 }

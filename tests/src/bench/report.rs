@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::Figure;
 use super::container::END;
 use super::memory::Memory;
+use super::{Figure, Runs, figures};
 
 /// All that was measured. What could not be is in `missing`, with the reason.
 #[derive(Debug, Default, Serialize)]
@@ -23,9 +23,19 @@ pub struct Report {
     /// Bytes, by program, beside a running container.
     pub memory: BTreeMap<String, Memory>,
     pub missing: Vec<String>,
+    /// Runs that hung and were made again, by what was measured.
+    pub hung: BTreeMap<String, u32>,
 }
 
 impl Report {
+    /// Takes runs in.
+    pub fn figures_of(&mut self, what: &str, runs: Runs) -> BTreeMap<String, Figure> {
+        if runs.hung > 0 {
+            self.hung.insert(what.to_owned(), runs.hung);
+        }
+        figures(&runs.instants)
+    }
+
     /// Works out what follows from the rest.
     pub fn complete(&mut self) {
         let end = |runtime: &str| self.cold_start.get(runtime)?.get(END).map(|end| end.median);
@@ -73,6 +83,9 @@ impl std::fmt::Display for Report {
         let pss: u64 = self.memory.values().map(|memory| memory.pss >> 10).sum();
         if pss > 0 {
             writeln!(f, "  {:<26}{pss:>9}", "together")?;
+        }
+        for (what, hung) in &self.hung {
+            writeln!(f, "left out and made again, as the VM hung: {hung} of {what}")?;
         }
         for missing in &self.missing {
             writeln!(f, "not measured: {missing}")?;
