@@ -15,6 +15,7 @@ pub mod events;
 pub mod leftovers;
 pub mod process;
 mod report;
+pub mod shim;
 
 use std::cell::{Cell, RefCell};
 use std::env;
