@@ -171,6 +171,7 @@ impl Sandbox {
                 lost_vm.ended().await.reason.clone()
             },
         );
+        tokio::spawn(clock::keep(agent.clone()));
         let files = Mutex::new(Some(Files { share, run }));
         Ok((Sandbox { vm, agent, streams, files }, events))
     }
@@ -356,7 +357,10 @@ impl Sandbox {
 
     pub async fn resume(&self, container: &str) -> Result<(), Error> {
         self.ask(Verb::Resume(guest::Resume { container: container.into(), ..Default::default() }))
-            .await
+            .await?;
+        // It goes on in any case, and is told the time again later.
+        let _ = self.agent.set_clock().await;
+        Ok(())
     }
 
     /// Removes what is left of a container in the guest, or of an exec if that is not empty.
