@@ -16,9 +16,6 @@ use crate::error::{Doing, Error, Result};
 /// The cgroup that holds those of the containers.
 pub const CGROUPS: &str = "/sys/fs/cgroup/husk";
 
-/// Holds what the agent keeps about containers.
-pub const STATE: &str = "/run/husk";
-
 const NONE: Option<&str> = None;
 
 /// Covers the initramfs with a bind mount of itself and makes that the root.
@@ -61,13 +58,9 @@ pub fn mount_all() -> Result<()> {
     Ok(())
 }
 
-/// Makes what containers share: state directories, and the cgroup that theirs are in, with
-/// every controller that the kernel has.
+/// Makes the cgroup that those of the containers are in, with every controller that the
+/// kernel has.
 pub fn prepare_for_containers() -> Result<()> {
-    for directory in ["oci", "containers"] {
-        let directory = Path::new(STATE).join(directory);
-        std::fs::create_dir_all(&directory).doing(format!("create {directory:?}"))?;
-    }
     make_directory(CGROUPS)?;
     for cgroup in ["/sys/fs/cgroup", CGROUPS] {
         let offered = Path::new(cgroup).join("cgroup.controllers");

@@ -30,9 +30,6 @@ fn main() -> ExitCode {
     let started_ns = control::boottime_ns();
     let mut arguments = std::env::args_os();
     match arguments.nth(1) {
-        Some(first) if first == engine::helper::ARGUMENT => {
-            return ExitCode::from(engine::helper::main(arguments));
-        }
         // For development: the agent without a VM, in namespaces that are its own, with the
         // host's ports as Unix sockets in a directory.
         Some(first) if first == "--host-directory" && std::process::id() == 1 => {
