@@ -31,7 +31,8 @@ pub fn cover_root() -> Result<()> {
     nix::unistd::chdir("/").doing("enter the root")
 }
 
-/// Mounts the kernel's file systems. Those that are there already are left alone.
+/// Mounts the kernel's file systems, after which the root need not change any more. Those
+/// that are there already are left alone.
 pub fn mount_all() -> Result<()> {
     let none = MsFlags::empty();
     let guarded = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -55,7 +56,14 @@ pub fn mount_all() -> Result<()> {
             Err(error) => return Err(error).doing(format!("mount {kind} on {path}")),
         }
     }
-    Ok(())
+    seal_root()
+}
+
+/// Makes the root read-only: a container that gets hold of /proc/<pid>/exe of a process on
+/// its way in must not be able to change the agent's program.
+fn seal_root() -> Result<()> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(NONE, "/", NONE, flags, NONE).doing("make the root read-only")
 }
 
 /// Makes the cgroup that those of the containers are in, with every controller that the
