@@ -74,9 +74,11 @@ pub fn start(
 
 /// Runs what a child is for and tells why it failed. Returns the exit status.
 pub fn in_child(channel: &Channel, body: impl FnOnce() -> Result<(), Failure>) -> i32 {
-    match body() {
-        Ok(()) => 0,
-        Err(failure) => {
+    // A panic that unwinds must not go on as a second caller.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Err(_) => 101,
+        Ok(Ok(())) => 0,
+        Ok(Err(failure)) => {
             let message = match failure {
                 Failure::NoProgram(why) => Message::NoProgram(why),
                 Failure::Other(why) => Message::Failed(why),
