@@ -12,9 +12,13 @@ pub mod helper;
 pub mod spec;
 
 mod create;
+#[cfg(test)]
+mod forked;
 mod join;
 mod program;
 mod report;
+#[allow(dead_code)]
+mod rootfs;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
