@@ -11,6 +11,8 @@
 pub mod helper;
 pub mod spec;
 
+#[allow(dead_code)]
+pub mod capabilities;
 mod create;
 #[cfg(test)]
 mod forked;
@@ -19,6 +21,8 @@ mod program;
 mod report;
 #[allow(dead_code)]
 mod rootfs;
+#[allow(dead_code)]
+pub mod seccomp;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
