@@ -86,7 +86,7 @@ impl Join<'_> {
             std::fs::read_to_string(&file).map_err(|e| format!("cannot read {file}: {e}"))?;
         let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
         let own = own.ok_or("the container's first process has no cgroup")?;
-        Ok(Path::new("/sys/fs/cgroup").join(own))
+        Ok(crate::cgroup::mount_point().map_err(|e| e.message)?.join(own))
     }
 
     /// In the new process.
