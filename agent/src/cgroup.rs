@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -25,12 +25,44 @@ impl Cgroup {
         Self { path: Path::new(CGROUPS).join(id) }
     }
 
+    /// The cgroup whose directory is `path`.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     pub fn create(&self) -> Result<()> {
         std::fs::create_dir(&self.path).doing(format!("create {:?}", self.path))
+    }
+
+    /// Creates it with those above it, each with every controller that there is for it. It
+    /// may exist, without processes.
+    pub fn create_in_tree(&self) -> Result<()> {
+        let mount = mount_point()?;
+        let mut parent = mount.clone();
+        for name in self.path.strip_prefix(&mount).doing("find the cgroup")?.components() {
+            // A cgroup with processes cannot have its controllers used below; limits that
+            // need one that is missing will say so.
+            let offered = Self::at(&parent).read("cgroup.controllers").unwrap_or_default();
+            for controller in offered.split_whitespace() {
+                let _ =
+                    Self::at(&parent).write("cgroup.subtree_control", &format!("+{controller}"));
+            }
+            parent.push(name);
+            match std::fs::create_dir(&parent) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(e).doing(format!("create {parent:?}"));
+                }
+                _ => {}
+            }
+        }
+        match self.counter("cgroup.events", "populated") {
+            0 => Ok(()),
+            _ => Err(Error::exists(format!("the cgroup {:?} has processes already", self.path))),
+        }
     }
 
     /// Content of one of its files. The error is the kernel's, for callers that know what
@@ -183,6 +215,32 @@ impl Watch {
         self.file.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())
     }
+}
+
+/// Where the cgroup v2 hierarchy is mounted; at its usual place if there are several.
+pub fn mount_point() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").doing("list the mounts")?;
+    let points = mounts.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        kind.starts_with("cgroup2 ").then(|| PathBuf::from(point.replace("\\040", " ")))
+    });
+    let usual = |point: &PathBuf| !point.starts_with("/sys/fs/cgroup");
+    points.min_by_key(usual).ok_or_else(|| {
+        Error::precondition(
+            "there is no cgroup v2 hierarchy; mount it: mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    })
+}
+
+/// A path of the hierarchy, as config.json has it, as one of the file system.
+pub fn below_mount(path: &Path) -> Result<PathBuf> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if !plain || relative.as_os_str().is_empty() {
+        return Err(Error::invalid(format!("{path:?} is no path of a cgroup")));
+    }
+    Ok(mount_point()?.join(relative))
 }
 
 /// The value of `key` in lines of `key value`.

@@ -22,6 +22,8 @@ pub mod wait;
 
 mod capabilities;
 mod device_rules;
+#[cfg(test)]
+mod forked;
 mod program;
 mod rootfs;
 mod schedule;
@@ -31,6 +33,7 @@ use std::os::fd::OwnedFd;
 pub use create::Create;
 pub use join::Join;
 pub use process::Stdio;
+pub use rootfs::mount_options;
 pub use stage::Failure;
 
 use channel::{Message, Received};

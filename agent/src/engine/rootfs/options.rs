@@ -149,6 +149,13 @@ pub fn propagation(name: &str) -> Option<(u64, bool)> {
     }
 }
 
+/// The names of all that are not the file system's own.
+pub fn names() -> impl Iterator<Item = String> {
+    let known = OPTIONS.iter().map(|(name, _)| (*name).to_owned());
+    let recursive = OPTIONS.iter().map(|(name, _)| format!("r{name}"));
+    known.chain(recursive).filter(|name| !name.is_empty() && find(name).is_some())
+}
+
 fn find(option: &str) -> Option<(Effect, bool)> {
     let entry = |name| OPTIONS.iter().find(|(known, _)| *known == name).map(|(_, effect)| *effect);
     if let Some(effect) = entry(option) {
