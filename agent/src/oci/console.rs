@@ -39,8 +39,16 @@ pub fn stdio(process: &Process) -> Stdio<'static> {
     Stdio::Terminal(rows, cols)
 }
 
-/// Sends the master side of a terminal to the one who listens at a socket.
-pub fn send(socket: &Path, terminal: &OwnedFd) -> Result<()> {
+/// Gives the master side of a terminal to the one who listens at a socket, if one is named;
+/// otherwise it stays the caller's.
+pub fn hand_over(terminal: Option<OwnedFd>, socket: Option<&Path>) -> Result<Option<OwnedFd>> {
+    match (terminal, socket) {
+        (Some(master), Some(socket)) => send(socket, &master).map(|()| None),
+        (terminal, _) => Ok(terminal),
+    }
+}
+
+fn send(socket: &Path, terminal: &OwnedFd) -> Result<()> {
     let stream = UnixStream::connect(socket)
         .map_err(|e| format!("cannot connect to the console socket {socket:?}: {e}"))?;
     let fds = [terminal.as_raw_fd()];

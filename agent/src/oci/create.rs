@@ -141,8 +141,10 @@ fn make(runtime: &Runtime, options: &Options) -> Result<(Container, Option<Owned
 }
 
 fn undo(runtime: &Runtime, container: &Container, why: String) -> String {
-    if let Err(left) = destroy(container, &runtime.log) {
-        runtime.log.warning(&left);
+    match destroy(container, &runtime.log) {
+        Ok(()) if container.record.pid != 0 => reports::reap(container.record.pid),
+        Ok(()) => {}
+        Err(left) => runtime.log.warning(&left),
     }
     why
 }
@@ -201,12 +203,9 @@ fn build(
     let followed = follow(container, &stage, &mut progress);
     reports::end(stage)?;
     followed?;
-    let mut terminal = progress.terminal.take();
-    if let (Some(socket), Some(master)) = (&options.console_socket, terminal.take()) {
-        console::send(socket, &master)?;
-    } else if process.terminal() == Some(true) && terminal.is_none() {
-        return Err("the engine made no terminal".to_owned());
-    }
+    let wanted = process.terminal() == Some(true);
+    let terminal = wanted.then(|| reports::terminal(&mut progress)).transpose()?;
+    let terminal = console::hand_over(terminal, options.console_socket.as_deref())?;
     container.created()?;
     if let Some(file) = &options.pid_file {
         write_whole(file, container.record.pid.to_string().as_bytes())?;

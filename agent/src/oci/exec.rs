@@ -2,7 +2,7 @@
 
 //! Exec: a further process in a container.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use lexopt::prelude::*;
@@ -57,23 +57,23 @@ pub fn exec(runtime: &Runtime, args: lexopt::Parser) -> Result<u8> {
     let foreground = (!options.detach).then(Foreground::begin).transpose()?;
     let mut progress = join(&container, &process, &options)?;
     let pid = progress.pid.ok_or("the engine made no process")?;
-    let mut terminal = terminal.then(|| reports::terminal(&mut progress)).transpose()?;
-    let told = tell(&options, pid, &mut terminal);
+    let terminal = terminal.then(|| reports::terminal(&mut progress)).transpose()?;
+    let told = tell(&options, pid, terminal);
     if let (Err(_), Some(pidfd)) = (&told, &progress.pidfd) {
         let _ = engine::stage::kill(pidfd.as_fd(), libc::SIGKILL);
+        reports::reap(pid);
     }
-    told?;
+    let terminal = told?;
     foreground.map_or(Ok(0), |foreground| foreground.wait(pid, terminal))
 }
 
 /// Tells of the process what is to be told.
-fn tell(options: &Options, pid: i32, terminal: &mut Option<std::os::fd::OwnedFd>) -> Result<()> {
-    if let Some(socket) = &options.console_socket
-        && let Some(master) = terminal.take()
-    {
-        console::send(socket, &master)?;
+fn tell(options: &Options, pid: i32, terminal: Option<OwnedFd>) -> Result<Option<OwnedFd>> {
+    let terminal = console::hand_over(terminal, options.console_socket.as_deref())?;
+    if let Some(file) = &options.pid_file {
+        write_whole(file, pid.to_string().as_bytes())?;
     }
-    options.pid_file.as_ref().map_or(Ok(()), |file| write_whole(file, pid.to_string().as_bytes()))
+    Ok(terminal)
 }
 
 /// Makes the process. Returns when it runs its program.
@@ -111,7 +111,10 @@ fn join(container: &Container, process: &Process, options: &Options) -> Result<P
     over?;
     match progress.failure() {
         None if progress.pid.is_some() => Ok(progress),
-        failure => Err(reports::why(failure)),
+        failure => {
+            progress.pid.iter().for_each(|pid| reports::reap(*pid));
+            Err(reports::why(failure))
+        }
     }
 }
 

@@ -31,11 +31,17 @@ pub fn why(failure: Option<Failure>) -> String {
     format!("unable to start container process: {why}")
 }
 
+/// Reaps a process of a container that was killed, or failed. Those that are not this
+/// program's children are reaped by others.
+pub fn reap(pid: i32) {
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+}
+
 /// Ends and reaps a stage whose work is done, or is not to be done any more.
 pub fn end(stage: Stage) -> Result<()> {
     stage::kill(stage.pidfd.as_fd(), libc::SIGKILL).map_err(text)?;
-    let pid = nix::unistd::Pid::from_raw(stage.pid);
-    nix::sys::wait::waitpid(pid, None).map(drop).map_err(text)
+    reap(stage.pid);
+    Ok(())
 }
 
 /// Descriptors from 3 on that the program is to get: those asked for, after those that were
