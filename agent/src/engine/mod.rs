@@ -14,6 +14,8 @@ pub mod spec;
 #[allow(dead_code)]
 pub mod capabilities;
 mod create;
+#[allow(dead_code)]
+pub mod device_rules;
 #[cfg(test)]
 mod forked;
 mod join;
