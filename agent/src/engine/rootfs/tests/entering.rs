@@ -277,6 +277,33 @@ fn the_roots_propagation() {
 }
 
 #[test]
+fn a_shared_root_keeps_its_binds_in_touch_with_their_sources() {
+    if !is_root() {
+        return;
+    }
+    for (root, option, expected) in [
+        ("rshared", "rshared", "shared:"),
+        ("rslave", "rslave", "master:"),
+        ("rslave", "rprivate", "-"),
+        ("rprivate", "bind", "-"),
+    ] {
+        let mounts = vec![bind("/x", &["rbind", option])];
+        let changes = json!({"linux": {"rootfsPropagation": root}});
+        let result = container(mounts).with(changes).run(
+            |_, _| shell("mount -t tmpfs source /tmp/source; mount --make-rshared /"),
+            || {
+                let line = mount_at("/x")?;
+                let fields: Vec<_> = line.split(' ').skip(6).collect();
+                check!(fields[0].starts_with(expected), "{root}, {option}: {line}");
+                check!(fields[0] == "-" || fields[1] == "-", "{root}, {option}: {line}");
+                Ok(())
+            },
+        );
+        assert_eq!(result, Ok(()), "{root}, {option}");
+    }
+}
+
+#[test]
 fn without_pivot_root() {
     if !is_root() {
         return;

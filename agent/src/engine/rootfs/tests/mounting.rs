@@ -211,6 +211,38 @@ fn control_groups() {
 }
 
 #[test]
+fn other_file_systems() {
+    if !is_root() {
+        return;
+    }
+    let data = ["lowerdir=/tmp/source:/tmp/rootfs", "upperdir=/tmp/upper", "workdir=/tmp/work"];
+    let prepare = |_: &Path, source: &Path| {
+        fs::create_dir("/tmp/upper")?;
+        fs::create_dir("/tmp/work")?;
+        fs::write(source.join("file"), "below")
+    };
+    let writable = mount("/rw", "overlay", "overlay", &data);
+    let result = container(vec![writable]).run(prepare, || {
+        check!(io("file", fs::read_to_string("/rw/file"))? == "below", "the lower layer");
+        check!(errno(fs::write("/rw/file", "above")) == 0, "the upper layer");
+        Ok(())
+    });
+    assert_eq!(result, Ok(()));
+    let read_only = mount("/ro", "overlay", "overlay", &[data[0], "ro", "nosuid"]);
+    let result = container(vec![read_only]).run(prepare, || {
+        let line = mount_at("/ro")?;
+        check!(options_at("/ro")? == "ro,nosuid,relatime", "{line}");
+        check!(line.contains(" - overlay overlay ro,"), "the file system, too: {line}");
+        Ok(())
+    });
+    assert_eq!(result, Ok(()));
+    let long = format!("lowerdir=/{}", "x".repeat(255));
+    let text = why(container(vec![mount("/x", "overlay", "", &[&long])]).run(prepare, || Ok(())));
+    let expected = "option lowerdir is longer than the 255 bytes that the kernel takes";
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
 fn what_cannot_be_is_told() {
     if !is_root() {
         return;
