@@ -95,7 +95,7 @@ fn open(
 
 /// As mount(2) does when it remounts a bind: without options the source's attributes stay;
 /// with any, those not given are cleared, except the times, which stay unless one is given.
-/// The kernel clears nothing for a user namespace that its owner has not.
+/// In a user namespace it would keep them, since they were set outside.
 fn set_attributes(tree: &OwnedFd, options: &Options, own_user: bool) -> Result<(), Errno> {
     let mut attributes = options.attributes;
     if !attributes.none() {
@@ -175,9 +175,12 @@ pub(super) fn user_namespace((uids, gids): &Maps) -> io::Result<OwnedFd> {
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         ..0 => return Err(io::Error::last_os_error()),
-        0 => loop {
-            // SAFETY: takes and touches nothing.
-            unsafe { libc::pause() };
+        // SAFETY: both take numbers only. The signal ends it if its parent is killed.
+        0 => unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
         },
         _ => {}
     }

@@ -209,6 +209,25 @@ fn devices_are_the_specs() {
 }
 
 #[test]
+fn a_null_stream_is_the_containers() {
+    if !is_root() {
+        return;
+    }
+    let dev = mount("/dev", "tmpfs", "tmpfs", &[]);
+    let result = container(vec![dev]).run(
+        |_, _| Ok(nix::unistd::dup2_stdin(fs::File::open("/dev/null")?)?),
+        || {
+            let info = io("fdinfo", fs::read_to_string("/proc/self/fdinfo/0"))?;
+            let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+            let line = mount_at("/dev")?;
+            check!(id.map(str::trim) == line.split(' ').next(), "{line}:\n{info}");
+            Ok(())
+        },
+    );
+    assert_eq!(result, Ok(()));
+}
+
+#[test]
 fn a_user_namespace() {
     if !is_root() {
         return;
