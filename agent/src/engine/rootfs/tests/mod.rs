@@ -14,6 +14,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 
+use super::options::Attributes;
 use super::{Sources, bind_console, build, has_namespace, restrict, sources};
 use crate::engine::forked::{Ended, forked, is_root};
 
@@ -92,11 +93,12 @@ impl Container {
     ) -> Result<(), Ended> {
         forked(|| {
             unshare(libc::CLONE_NEWNS)?;
-            let shelled = shell(
-                "mount --make-rslave /; mount -t tmpfs -o mode=755 bundle /tmp
+            protect_machine()?;
+            let mounted = shell(
+                "mount -t tmpfs -o mode=755 bundle /tmp
                 mkdir /tmp/rootfs /tmp/source",
             );
-            io("prepare", shelled)?;
+            io("prepare", mounted)?;
             let bundle = Path::new(BUNDLE);
             prepare(&bundle.join("rootfs"), &bundle.join("source")).map_err(|e| e.to_string())?;
             let spec = self.spec()?;
@@ -171,6 +173,20 @@ fn unshare(flags: i32) -> Told {
         0 => Ok(()),
         _ => Err(format!("unshare: {}", std::io::Error::last_os_error())),
     }
+}
+
+/// Makes everything read-only in this mount namespace, so that a fault that a test is to
+/// find stays without consequences. Only proc is needed, for ID maps.
+fn protect_machine() -> Told {
+    let set = |place: &str, recursive, attributes| {
+        let place = open(place, OFlags::PATH, Mode::empty())?;
+        super::mount::set_propagation(&place, recursive, libc::MS_SLAVE)?;
+        super::mount::set_attributes(&place, recursive, attributes)
+    };
+    let read_only = Attributes::READ_ONLY;
+    let writable = Attributes { set: 0, clear: read_only.set };
+    let protected = set("/", true, read_only).and_then(|()| set("/proc", false, writable));
+    protected.map_err(|e| format!("protect the machine: {e}"))
 }
 
 fn nothing(_: &Path, _: &Path) -> std::io::Result<()> {
