@@ -18,9 +18,9 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::umask;
 
-use super::options::Options;
 use super::paths::{Kind, Why, clean, ensure};
-use super::{has_namespace, mount, mounts};
+use super::sources::Sources;
+use super::{has_namespace, mount};
 
 /// The name in /dev and the minor number, of major number 1.
 const MEMORY: &[(&str, u32)] =
@@ -46,14 +46,13 @@ struct Node<'a> {
 
 /// Whether the container's /dev is for the runtime to fill. One that is bound from outside
 /// is not.
-pub fn wanted(spec: &Spec) -> bool {
-    !spec.mounts().iter().flatten().any(|entry| {
-        let options = Options::parse(entry.options().as_deref().unwrap_or_default());
-        mounts::bind(entry, &options).is_some() && clean(entry.destination()) == Path::new("/dev")
+pub fn wanted(spec: &Spec, sources: &Sources) -> bool {
+    !spec.mounts().iter().flatten().zip(&sources.0).any(|(entry, source)| {
+        source.tree.is_some() && clean(entry.destination()) == Path::new("/dev")
     })
 }
 
-/// Makes the devices and links, and the file that a terminal covers.
+/// Makes the devices and links.
 pub fn make(spec: &Spec, root: BorrowedFd) -> Result<(), String> {
     let (dev, _) = ensure(root, Path::new("/dev"), Kind::Directory).why(|| "create /dev")?;
     let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref());
@@ -125,10 +124,11 @@ pub fn reopen_null() -> Result<(), String> {
         }
         let own = match &own {
             Some(own) => own,
-            None => own.insert(
-                openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-                    .why(|| "open the container's /dev/null")?,
-            ),
+            None => {
+                let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+                let opened = openat(CWD, "/dev/null", flags, Mode::empty());
+                own.insert(opened.why(|| "open the container's /dev/null")?)
+            }
         };
         match number {
             0 => dup2_stdin(own),

@@ -56,8 +56,8 @@ pub fn build(spec: &Spec, bundle: &Path, sources: Sources, cgroup: &Path) -> Res
         true => detach_root(spec, &path)?,
         false => open_root(&path)?,
     };
+    let fill_dev = devices::wanted(spec, &sources);
     let late = mounts::make(spec, root.as_fd(), sources.0, cgroup)?;
-    let fill_dev = devices::wanted(spec);
     if fill_dev {
         devices::make(spec, root.as_fd())?;
     }

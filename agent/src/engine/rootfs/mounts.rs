@@ -84,13 +84,16 @@ fn make_one(
     if destination == Path::new("/") {
         return Err("the root itself cannot be covered".into());
     }
-    let kind = entry.typ().as_deref().unwrap_or_default();
+    let kind = match &tree {
+        Some(_) => "bind",
+        None => entry.typ().as_deref().unwrap_or_default(),
+    };
     let (at, missed) = match &tree {
         Some(tree) => bind_point(root, &destination, tree)?,
         None => mount_point(root, &destination, kind)?,
     };
-    if kind != "proc" || tree.is_some() {
-        check_proc(root, at.as_fd(), &destination, tree.as_ref())?;
+    if kind != "proc" {
+        check_proc(root, at.as_fd(), &destination, tree.as_ref(), kind)?;
     }
     let mut late = false;
     let tree = match (tree, kind) {
@@ -169,6 +172,7 @@ fn check_proc(
     at: BorrowedFd,
     destination: &Path,
     tree: Option<&OwnedFd>,
+    kind: &str,
 ) -> Result<(), String> {
     let is_proc = |fd| fstatfs(fd).map(|info| info.f_type == PROC_SUPER_MAGIC);
     // Before there is a proc, the name tells; afterwards links may lead there, too.
@@ -179,12 +183,15 @@ fn check_proc(
     }
     let place = location(at).and_then(|at| Ok((at, location(root)?)));
     let (place, root) = place.why(|| "find out where the mount point is")?;
-    let place = place.strip_prefix(&root).map(|place| Path::new("/").join(place));
-    let Ok(place) = place else { return Ok(()) };
+    let place = Path::new("/").join(place.strip_prefix(&root).unwrap_or(&place));
     if !place.starts_with("/proc") || PROC_FILES.iter().any(|file| place == Path::new(file)) {
         return Ok(());
     }
     if place != Path::new("/proc") {
+        // Hides, and cannot pretend to be anything.
+        if kind == "tmpfs" {
+            return Ok(());
+        }
         return Err(format!("{place:?} cannot be mounted because it is inside /proc"));
     }
     match tree.map(|tree| is_proc(tree.as_fd())).transpose() {

@@ -39,50 +39,63 @@ impl Sources {
         let (propagation, everywhere) = root_propagation(spec)?.unwrap_or((libc::MS_SLAVE, true));
         let own_user = has_namespace(spec, LinuxNamespaceType::User);
         let mut ids = IdMappings { spec, last: None };
-        let open = |entry: &Mount| {
+        let entries = spec.mounts().iter().flatten().map(|entry| {
             let options = Options::parse(entry.options().as_deref().unwrap_or_default());
-            let Some(recursive) = mounts::bind(entry, &options) else {
-                if options.id_mapped.is_some() || entry.uid_mappings().is_some() {
-                    return Err("only bind mounts can be ID-mapped".into());
+            let opened = open(entry, &options, bundle, &mut ids).and_then(|tree| {
+                let Some(tree) = tree else { return Ok(None) };
+                // A copy is of the same peer group as the original; the container's mount
+                // namespace would have made it what the root is.
+                if everywhere {
+                    let set = mount::set_propagation(&tree, true, propagation);
+                    set.why(|| "set the propagation")?;
                 }
-                return Ok(Source { options, tree: None });
-            };
-            let source = entry.source().as_ref().ok_or("a bind mount needs a source")?;
-            let path = bundle.join(source);
-            let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-            let tree = open_tree(CWD, &path, flags).why(|| format!("open {}", path.display()))?;
-            // A copy is of the same peer group as the original; the container's mount
-            // namespace would have made it what the root is.
-            if everywhere {
-                let set = mount::set_propagation(&tree, true, propagation);
-                set.why(|| "set the propagation")?;
-            }
-            if let Some((namespace, all)) = ids.namespace(entry, &options)? {
-                match mount::map_ids(&tree, all, namespace) {
-                    Err(Errno::INVAL) => {
-                        return Err(format!(
-                            "the file system of {} does not support ID-mapped mounts: {}",
-                            path.display(),
-                            reason(Errno::INVAL),
-                        ));
-                    }
-                    result => result.why(|| "map the IDs")?,
-                }
-            }
-            set_attributes(&tree, &options, own_user).why(|| "set the mount's attributes")?;
-            Ok(Source { options, tree: Some(tree) })
-        };
-        let mut open = open;
-        let entries = spec.mounts().iter().flatten();
-        let sources = entries.map(|entry| open(entry).map_err(|why| mounts::failed(entry, &why)));
-        Ok(Self(sources.collect::<Result<_, String>>()?))
+                let set = set_attributes(&tree, &options, own_user);
+                set.why(|| "set the mount's attributes")?;
+                Ok(Some(tree))
+            });
+            let tree = opened.map_err(|why| mounts::failed(entry, &why))?;
+            Ok(Source { options, tree })
+        });
+        Ok(Self(entries.collect::<Result<_, String>>()?))
     }
+}
+
+/// The source of a bind, with its IDs mapped.
+fn open(
+    entry: &Mount,
+    options: &Options,
+    bundle: &Path,
+    ids: &mut IdMappings,
+) -> Result<Option<OwnedFd>, String> {
+    let Some(recursive) = mounts::bind(entry, options) else {
+        if options.id_mapped.is_some() || entry.uid_mappings().is_some() {
+            return Err("only bind mounts can be ID-mapped".into());
+        }
+        return Ok(None);
+    };
+    let source = entry.source().as_ref().ok_or("a bind mount needs a source")?;
+    let path = bundle.join(source);
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let tree = open_tree(CWD, &path, flags).why(|| format!("open {}", path.display()))?;
+    if let Some((namespace, all)) = ids.namespace(entry, options)? {
+        match mount::map_ids(&tree, all, namespace) {
+            Err(Errno::INVAL) => {
+                return Err(format!(
+                    "the file system of {} does not support ID-mapped mounts: {}",
+                    path.display(),
+                    reason(Errno::INVAL),
+                ));
+            }
+            result => result.why(|| "map the IDs")?,
+        }
+    }
+    Ok(Some(tree))
 }
 
 /// As mount(2) does when it remounts a bind: without options the source's attributes stay;
 /// with any, those not given are cleared, except the times, which stay unless one is given.
-/// The kernel clears nothing for a user namespace that its owner has not.
+/// In a user namespace it would keep them, since they were set outside.
 fn set_attributes(tree: &OwnedFd, options: &Options, own_user: bool) -> Result<(), Errno> {
     let mut attributes = options.attributes;
     if !attributes.none() {
@@ -162,9 +175,12 @@ pub(super) fn user_namespace((uids, gids): &Maps) -> io::Result<OwnedFd> {
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         ..0 => return Err(io::Error::last_os_error()),
-        0 => loop {
-            // SAFETY: takes and touches nothing.
-            unsafe { libc::pause() };
+        // SAFETY: both take numbers only. The signal ends it if its parent is killed.
+        0 => unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
         },
         _ => {}
     }

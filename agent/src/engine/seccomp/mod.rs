@@ -51,8 +51,7 @@ impl Filter {
         if listed(Arch::ScmpArchX32) {
             ranges.0.extend(profile.ranges(numbers::x32()).0);
         } else {
-            let foreign = profile.newer.unwrap_or(libc::SECCOMP_RET_KILL_THREAD);
-            ranges.begin(numbers::X32_BIT, Verdict::always(foreign));
+            ranges.begin(numbers::X32_BIT, Verdict::always(libc::SECCOMP_RET_KILL_THREAD));
         }
         // A tracer skips a call by making its number -1.
         ranges.begin(u32::MAX, Verdict::always(profile.newer.unwrap_or(default)));
@@ -191,12 +190,13 @@ fn rules(seccomp: &LinuxSeccomp, default: u32) -> Result<HashMap<&str, Vec<Rule>
     let mut rules: HashMap<&str, Vec<Rule>> = HashMap::new();
     for call in seccomp.syscalls().iter().flatten() {
         let action = action(call.action(), call.errno_ret())?;
+        let conditions = conditions(call)?;
         for name in call.names() {
             let of_name = rules.entry(name).or_default();
             // What is the default anyway is left out, as runc does: it could only get into
             // the way of other rules.
             if action != default {
-                let conditions = conditions(call)?.into_iter();
+                let conditions = conditions.iter().cloned();
                 of_name.extend(conditions.map(|conditions| Rule { conditions, action }));
             }
         }

@@ -249,6 +249,13 @@ fn calls_of_other_abis_kill() {
     assert_eq!(answer(&allow, X86_64, skipped, NONE), SECCOMP_RET_ALLOW);
     assert_eq!(answer(&allow, X86, 20, NONE), SECCOMP_RET_KILL_THREAD);
     assert_eq!(answer(&allow, X86_64, numbers::X32_BIT | 39, NONE), SECCOMP_RET_KILL_THREAD);
+    let some = filter(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO",
+        "syscalls":[{"names":["getpid"],"action":"SCMP_ACT_ALLOW"}]}"#,
+    );
+    assert_eq!(answer(&some, X86, 20, NONE), SECCOMP_RET_KILL_THREAD);
+    assert_eq!(answer(&some, X86_64, numbers::X32_BIT | 39, NONE), SECCOMP_RET_KILL_THREAD);
+    assert_eq!(answer(&some, X86_64, skipped, NONE), ENOSYS);
     let aarch64 = 0xc000_00b7;
     assert_eq!(answer(&allow, aarch64, 1, NONE), SECCOMP_RET_KILL_THREAD);
     let all = filter(
