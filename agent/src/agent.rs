@@ -46,6 +46,7 @@ impl Agent {
             Some(Verb::Delete(delete)) => reply.send(verbs::delete::delete(self, &delete).await),
             Some(Verb::Pids(pids)) => reply.send(verbs::pids::pids(self, &pids)),
             Some(Verb::Stats(stats)) => reply.send(verbs::stats::stats(self, &stats)),
+            Some(Verb::SetClock(clock)) => reply.send(verbs::clock::set_clock(&clock)),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

@@ -23,11 +23,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// The cgroup of container `id`, whether or not it exists.
     pub fn of(id: &str) -> Self {
-        Self::at(Path::new(CGROUPS).join(id))
-    }
-
-    pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self::at(&Path::new(CGROUPS).join(id))
     }
 
     /// The cgroup whose directory is `path`.
@@ -335,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_container_without_a_cgroup_has_nothing_to_kill() {
-        let cgroup = Cgroup::at("/nonexistent/husk".into());
+        let cgroup = Cgroup::at(Path::new("/nonexistent/husk"));
         assert_eq!(cgroup.kill(), Ok(()));
         assert_eq!(cgroup.pids(), Ok(Vec::new()));
         assert_eq!(cgroup.counter("memory.events", "oom_kill"), 0);

@@ -462,7 +462,7 @@ mod tests {
             std::fs::write(directory.path().join(file), value).expect("write");
         }
         let resources: LinuxResources = serde_json::from_str(json).expect("json");
-        apply(&Cgroup::at(directory.path().to_owned()), &resources)?;
+        apply(&Cgroup::at(directory.path()), &resources)?;
         let read = |file| std::fs::read_to_string(directory.path().join(file)).expect("read");
         Ok(now.iter().map(|(file, _)| (file.to_string(), read(file))).collect())
     }

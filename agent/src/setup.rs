@@ -45,7 +45,8 @@ pub fn apply(setup: &Setup) -> Result<()> {
     setup.shares.iter().try_for_each(mount_share)
 }
 
-fn set_clock(realtime_ns: i64) -> Result<()> {
+/// Sets CLOCK_REALTIME, in ns; 0 leaves it.
+pub fn set_clock(realtime_ns: i64) -> Result<()> {
     if realtime_ns <= 0 {
         return Ok(());
     }

@@ -355,10 +355,15 @@ mod tests {
             let mut host = host.expect("stdout");
             let ([_stdin, child, _], _streams) = connected.pipes(0).expect("pipes");
             host.shutdown().await.expect("shutdown");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            blocking_write(child, b"late".to_vec()).join().expect("writer");
+            // Delivered after the half-close was there to be seen: it has been seen.
+            let mut early = [0; 5];
+            nix::unistd::write(&child, b"early").expect("write");
+            host.read_exact(&mut early).await.expect("read");
+            nix::unistd::write(&child, b"late").expect("write");
+            drop(child);
             let mut read = Vec::new();
             host.read_to_end(&mut read).await.expect("read");
+            assert_eq!(&early, b"early");
             assert_eq!(read, b"late");
         });
     }

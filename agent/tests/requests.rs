@@ -180,7 +180,7 @@ async fn programs_that_cannot_run_are_named() {
     let mut spec = guest.spec(&["true"]);
     spec["root"]["path"] = "/nowhere".into();
     let error = guest.create("c", &spec, Stdio::new()).await.expect_err("root");
-    assert!(error.contains("No such file or directory"), "{error}");
+    assert!(error.contains("rootfs /nowhere: no such file or directory"), "{error}");
     let mut spec = guest.spec(&["true"]);
     spec["mounts"][0] = json!({"destination": "/x", "type": "nofs", "source": "x"});
     let error = guest.create("c", &spec, Stdio::new()).await.expect_err("mount");

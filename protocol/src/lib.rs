@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! What the host and the guest agree on: the messages of `proto/agent.proto`, how they are
-//! framed on a stream, and the vsock ports. The sandbox library is one end, husk-agent the
-//! other; neither knows more of the other than this crate.
+//! framed on a stream, the vsock ports, and what of OCI the two can do together. The sandbox
+//! library is one end, husk-agent the other; neither knows more of the other than this crate.
 
+pub mod features;
 mod frame;
 
 include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));

@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use husk_protocol::agent::frame::Body;
-use husk_protocol::agent::{Event, Frame, Hello, Refused, Request, Setup, request, response};
+use husk_protocol::agent::{
+    Event, Frame, Hello, Refused, Request, SetClock, Setup, request, response,
+};
 use husk_protocol::{PROTOCOL_VERSION, read_frame, write_frame};
 use tokio::io::BufReader;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, realtime};
 use crate::error::{Code, Error, clip};
 
 /// How long the guest may take from its first instruction to its Hello. A guest on an
@@ -103,6 +105,17 @@ impl Agent {
             return Err(self.reason());
         }
         answered.await.unwrap_or_else(|_| Err(self.reason()))
+    }
+
+    /// Gives the guest the host's time, that of the moment in which this is sent.
+    pub async fn set_clock(&self) -> Result<(), Error> {
+        done(self.call(request::Verb::SetClock(SetClock::default())).await?)
+    }
+
+    /// Resolves when the agent is lost.
+    pub async fn lost(&self) {
+        // An error says that the conversation was given up with its runtime.
+        let _ = self.lost.clone().wait_for(Option::is_some).await;
     }
 
     pub fn milestones(&self) -> Milestones {
@@ -235,7 +248,12 @@ async fn send(
             }
             pending.insert(id, call.answer);
         }
-        let request = Request { verb: Some(call.verb), ..Default::default() };
+        let mut verb = call.verb;
+        if let request::Verb::SetClock(clock) = &mut verb {
+            // Not earlier, for it may have waited until the guest had booted.
+            clock.realtime_ns = realtime().as_nanos() as i64;
+        }
+        let request = Request { verb: Some(verb), ..Default::default() };
         let frame = Frame { id, body: Some(Body::Request(request)), ..Default::default() };
         match write_frame(writer, &frame).await {
             Ok(()) => {}

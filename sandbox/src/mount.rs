@@ -4,6 +4,7 @@
 //! and taking them away again. A [`Mounted`] undoes its mount when it is dropped.
 
 mod api;
+mod loopback;
 mod options;
 mod overlay;
 
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
-use crate::error::{Code, Error, IoContext};
+use crate::error::{Error, IoContext};
+use loopback::LoopDevice;
 
 pub use api::{bind, clone_mount, set_read_only_and_shared};
 pub use options::{Options, translate};
@@ -53,16 +55,6 @@ impl Drop for Mounted {
 /// Mounts `mount` on the existing directory `target`. Blocks.
 pub fn mount(mount: &Mount, target: &Path) -> Result<(), Error> {
     let options = translate(&mount.options);
-    if options.wants_loop {
-        return Err(Error::new(
-            Code::Unimplemented,
-            format!(
-                "the root file system {} needs a loop device, which husk does not set up; use a \
-                 snapshotter that mounts directories or block devices",
-                mount.source
-            ),
-        ));
-    }
     let what =
         || format!("cannot mount {} from {} on {}", mount.kind, mount.source, target.display());
     if mount.kind == "bind" || options.flags.contains(MsFlags::MS_BIND) {
@@ -76,8 +68,17 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), Error> {
     } else if mount.kind == "overlay" {
         overlay::mount(mount, &options, target).map_err(|error| error.context(what()))?;
     } else {
+        let device = options
+            .wants_loop
+            .then(|| {
+                let read_only = options.flags.contains(MsFlags::MS_RDONLY);
+                LoopDevice::attach(Path::new(&mount.source), read_only)
+            })
+            .transpose()
+            .map_err(|error| error.context(what()))?;
+        let source = device.as_ref().map_or(Path::new(&mount.source), |device| &device.path);
         nix::mount::mount(
-            Some(mount.source.as_str()),
+            Some(source),
             target,
             Some(mount.kind.as_str()),
             options.flags,
@@ -122,18 +123,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         unmount_all(dir.path()).expect("not a mount point");
         unmount_all(&dir.path().join("missing")).expect("missing");
-    }
-
-    #[test]
-    fn a_loop_mount_is_refused_clearly() {
-        let mount_spec = Mount {
-            kind: "erofs".into(),
-            source: "/layer.img".into(),
-            options: vec!["ro".into(), "loop".into()],
-        };
-        let error = mount(&mount_spec, Path::new("/nonexistent")).expect_err("refused");
-        assert_eq!(error.code, Code::Unimplemented);
-        assert!(error.message.contains("/layer.img"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! A pod's directory on the host, `/run/husk/<namespace>/<pod>`: the console log, the
-//! share, and a state file with a line for every resource outside it, so that [`clean`] can
-//! undo all after a crash. Nothing here is ever removed recursively: what the pod could
+//! share, and a state file with a line for every resource outside it and for hooks that are
+//! due, so that [`clean`] can undo all after a crash. Nothing here is ever removed recursively: what the pod could
 //! have put somewhere is only ever unmounted.
 
 use std::fs::{self, File, OpenOptions};
@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
+use crate::hooks::Poststop;
 use crate::mount::unmount_all;
 use crate::process::ProcessId;
 
@@ -27,13 +28,17 @@ const KILL_LIMIT: Duration = Duration::from_secs(2);
 const MAX_STATE: u64 = 1 << 20;
 
 /// A line of the state file.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Resource {
     /// A husk-vmm.
     Vmm(ProcessId),
     /// A mount point outside the directory.
     Mount(PathBuf),
+    /// Hooks that are to run when the container is gone.
+    Poststop(Poststop),
+    /// The container whose hooks have run.
+    PoststopRan(String),
 }
 
 /// The directory of a living pod; dropping it removes it.
@@ -85,6 +90,16 @@ impl RunDir {
     /// Notes a mount point outside the directory; call before mounting.
     pub fn record_mount(&self, target: &Path) -> Result<(), Error> {
         self.record(&Resource::Mount(target.to_owned()))
+    }
+
+    /// Notes that hooks have to run for a container; call before any other of its hooks runs.
+    pub fn record_poststop(&self, poststop: &Poststop) -> Result<(), Error> {
+        self.record(&Resource::Poststop(poststop.clone()))
+    }
+
+    /// Notes that they need not run any more.
+    pub fn record_poststop_ran(&self, container: &str) -> Result<(), Error> {
+        self.record(&Resource::PoststopRan(container.into()))
     }
 
     fn record(&self, resource: &Resource) -> Result<(), Error> {
@@ -139,8 +154,8 @@ pub fn has_vm(root: &Path, namespace: &str, pod: &str) -> bool {
         .any(|resource| matches!(resource, Resource::Vmm(process) if process.open().is_some()))
 }
 
-/// Undoes all that a pod left: kills its VMM, unmounts what it mounted, removes its
-/// directory. Goes on past errors and reports them together. Nothing there is success.
+/// Undoes all that a pod left: kills its VMM, unmounts what it mounted, runs the poststop
+/// hooks that are due, removes its directory. Blocks as long as hooks do. Goes on past errors and reports them together. Nothing there is success.
 pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
     let path = path_of(root, namespace, pod)?;
     let mut errors = Vec::new();
@@ -158,10 +173,29 @@ pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
             Resource::Mount(target) => {
                 errors.extend(unmount_all(target).err().map(|error| error.message));
             }
+            Resource::Poststop(_) | Resource::PoststopRan(_) => {}
         }
+    }
+    for poststop in due(&resources) {
+        errors.extend(poststop.run_blocking().into_iter().map(|error| error.message));
     }
     errors.extend(remove(&path).err().map(|error| error.message));
     if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
+}
+
+/// The poststop hooks that nobody has run.
+fn due(resources: &[Resource]) -> Vec<&Poststop> {
+    let mut due: Vec<&Poststop> = Vec::new();
+    for resource in resources {
+        match resource {
+            Resource::Poststop(poststop) => due.push(poststop),
+            Resource::PoststopRan(container) => {
+                due.retain(|poststop| poststop.container() != container);
+            }
+            Resource::Vmm(_) | Resource::Mount(_) => {}
+        }
+    }
+    due
 }
 
 /// The resources of the state file, as far as it can be read: a line cut short by a crash
@@ -253,6 +287,37 @@ mod tests {
         );
         assert!(!root.path().join("ns").exists());
         clean(root.path(), "ns", "pod").expect("again");
+    }
+
+    #[test]
+    fn hooks_that_are_due_run_after_a_crash_and_others_do_not() {
+        let root = tempfile::tempdir().expect("directory");
+        let bundle = tempfile::tempdir().expect("directory");
+        let run = RunDir::create(root.path(), "ns", "pod").expect("create");
+        let hook = |container: &str| -> Poststop {
+            serde_json::from_value(serde_json::json!({
+                "subject": {"id": container, "bundle": bundle.path(), "annotations": {}},
+                "hooks": [{"path": "/bin/sh", "args": ["sh", "-c", "cat >>ran; echo >>ran"]}],
+            }))
+            .expect("hooks")
+        };
+        for container in ["again", "gone", "left"] {
+            run.record_poststop(&hook(container)).expect("record");
+        }
+        run.record_poststop_ran("gone").expect("record");
+        run.record_poststop_ran("again").expect("record");
+        run.record_poststop(&hook("again")).expect("record");
+        std::mem::forget(run);
+        clean(root.path(), "ns", "pod").expect("clean");
+        let ran = fs::read_to_string(bundle.path().join("ran")).expect("ran");
+        let ids: Vec<String> = ran
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .map(|state| format!("{} {}", state["id"], state["status"]))
+            .collect();
+        assert_eq!(ids, [r#""left" "stopped""#, r#""again" "stopped""#]);
+        clean(root.path(), "ns", "pod").expect("again");
+        assert_eq!(fs::read_to_string(bundle.path().join("ran")).expect("ran"), ran);
     }
 
     #[test]

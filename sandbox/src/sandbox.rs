@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, done, unexpected};
 use crate::clock;
 use crate::error::{Code, Error, IoContext};
+use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
+use crate::netns::Network;
 use crate::run_dir::RunDir;
 use crate::share::{Share, SharedContainer};
 use crate::spec::BindSource;
@@ -50,6 +52,8 @@ pub struct Launch {
     pub id: String,
     /// Empty for the guest's default.
     pub hostname: String,
+    /// Where husk-vmm runs.
+    pub network: Network,
     pub size: Size,
     pub assets: Assets,
     /// [`KVM`], except in tests.
@@ -121,6 +125,7 @@ impl Sandbox {
     /// Has to be called within a tokio runtime, on a thread that outlives the sandbox.
     pub fn launch(launch: Launch) -> Result<(Sandbox, mpsc::Receiver<Event>), Error> {
         let inputs = Inputs::open(&launch.kvm, &launch.assets)?;
+        let netns = launch.network.open()?;
         let run = RunDir::create(&launch.run_root, &launch.namespace, &launch.id)?;
         let share = Arc::new(Share::create(run.share())?);
         let console = run.create_console_log()?;
@@ -147,7 +152,7 @@ impl Sandbox {
         let streams = Streams::default();
         let control = streams.expect_on(CONTROL_PORT);
         let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
-        let vm = Vm::start(&launch.assets.vmm, config, &files, log, streams.clone())?;
+        let vm = Vm::start(&launch.assets.vmm, netns, config, &files, log, streams.clone())?;
         if let Err(error) = run.record_vmm(vm.process()) {
             vm.kill("its state could not be written");
             return Err(error);
@@ -166,11 +171,12 @@ impl Sandbox {
                 lost_vm.ended().await.reason.clone()
             },
         );
+        tokio::spawn(clock::keep(agent.clone()));
         let files = Mutex::new(Some(Files { share, run }));
         Ok((Sandbox { vm, agent, streams, files }, events))
     }
 
-    /// The VM's process on the host: alive while the pod is.
+    /// The VM's process on the host: alive while the pod is, and in its network namespace.
     pub fn pid(&self) -> u32 {
         self.vm.process().pid
     }
@@ -226,6 +232,18 @@ impl Sandbox {
             mount::mount(mount, target)?;
         }
         Ok(mounted)
+    }
+
+    /// Notes hooks that have to run when their container is gone, so that they do even if
+    /// this process is gone too. Call before any other hook of the container runs.
+    pub fn record_poststop(&self, poststop: &Poststop) -> Result<(), Error> {
+        self.files().as_ref().ok_or_else(stopped)?.run.record_poststop(poststop)
+    }
+
+    /// Notes that they need not run any more. A pod that has been stopped has no notes.
+    pub fn record_poststop_ran(&self, container: &str) -> Result<(), Error> {
+        let files = self.files();
+        files.as_ref().map_or(Ok(()), |files| files.run.record_poststop_ran(container))
     }
 
     /// Shares a container's root file system and bind sources with the guest, which finds
@@ -339,7 +357,10 @@ impl Sandbox {
 
     pub async fn resume(&self, container: &str) -> Result<(), Error> {
         self.ask(Verb::Resume(guest::Resume { container: container.into(), ..Default::default() }))
-            .await
+            .await?;
+        // It goes on in any case, and is told the time again later.
+        let _ = self.agent.set_clock().await;
+        Ok(())
     }
 
     /// Removes what is left of a container in the guest, or of an exec if that is not empty.

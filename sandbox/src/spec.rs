@@ -3,9 +3,11 @@
 //! The container's config.json, made fit for the guest.
 //!
 //! Only what names the host is changed: the root file system and bind sources become paths
-//! in the share, namespace paths go, the cgroup gets the guest's path, hooks and security
-//! labels of the host go. Everything else is kept as it is, known to us or not, for the
-//! guest enforces it.
+//! in the share, namespace paths go, the cgroup gets the guest's path, devices, hooks and
+//! security labels of the host go. Everything else is kept as it is, known to us or not,
+//! for the guest enforces it. docs/architecture.md has a table of it.
+
+mod devices;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -13,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
+use crate::hooks::{Hooks, HostHooks};
+use crate::netns::Network;
+use devices::Device;
 
 /// The parts of an OCI config that husk reads or changes; the rest travels along.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,8 +32,8 @@ pub struct Spec {
     process: Option<Map<String, Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     linux: Option<Linux>,
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    hooks: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    hooks: Hooks,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     annotations: Map<String, Value>,
     #[serde(flatten)]
@@ -44,6 +49,7 @@ struct Root {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Mount {
+    destination: String,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +65,8 @@ struct Mount {
 struct Linux {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     namespaces: Vec<Namespace>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    devices: Vec<Device>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     cgroups_path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +102,18 @@ impl Resources {
     pub fn cpu_period(&self) -> Option<u64> {
         self.0.get("cpu")?.get("period")?.as_u64()
     }
+
+    /// Whether a rule allows everything with every device, as for privileged containers.
+    fn allow_any_device(&self) -> bool {
+        let any = |rule: &Value, name| rule.get(name).is_none_or(|n| n.as_i64() == Some(-1));
+        let rules = self.0.get("devices").and_then(Value::as_array);
+        rules.into_iter().flatten().any(|rule| {
+            rule["allow"] == true
+                && rule.get("type").is_none_or(|kind| kind == "a" || kind == "")
+                && any(rule, "major")
+                && any(rule, "minor")
+        })
+    }
 }
 
 /// A bind mount of the container whose source has to be shared with the guest.
@@ -113,8 +133,8 @@ pub struct GuestSpec {
     /// config.json.
     pub json: Vec<u8>,
     pub binds: Vec<BindSource>,
-    /// Names of hook lists that were there and do not run.
-    pub dropped_hooks: Vec<String>,
+    /// Paths of devices that the guest does not have.
+    pub dropped_devices: Vec<String>,
 }
 
 /// Host trees whose bind means the kernel's own files: the guest's are used, not shared.
@@ -139,6 +159,30 @@ impl Spec {
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.get(name)?.as_str()
+    }
+
+    /// The network namespace that the container is to be in.
+    pub fn network(&self) -> Network {
+        let namespaces = self.linux.iter().flat_map(|linux| &linux.namespaces);
+        match namespaces.into_iter().find(|namespace| namespace.kind == "network") {
+            None => Network::Host,
+            Some(namespace) if namespace.path.is_empty() => Network::New,
+            Some(namespace) => Network::At(namespace.path.clone().into()),
+        }
+    }
+
+    /// The hooks that run on the host.
+    pub fn host_hooks(&self, id: &str, bundle: &Path) -> HostHooks {
+        self.hooks.on_host(id, bundle, &self.annotations)
+    }
+
+    /// Refuses what no VM can make true, so that none has to be started to find out.
+    pub fn check(&self) -> Result<(), Error> {
+        self.hooks.check()?;
+        for mount in &self.mounts {
+            mount.check()?;
+        }
+        self.linux.as_ref().map_or(Ok(()), Linux::check)
     }
 
     /// Rows and columns of the first process's terminal, where given.
@@ -173,27 +217,48 @@ impl Spec {
                 mount.source = mount.kind.clone();
             }
         }
-        if let Some(linux) = &mut self.linux {
-            linux.for_guest(container);
+        // They are the host's files, run in the container's namespaces. startContainer hooks
+        // are the container's own; the others run on the host.
+        for hook in &mut self.hooks.create_container {
+            if hook.args.is_empty() {
+                hook.args.push(hook.path.display().to_string());
+            }
+            let path = format!("{share}/mounts/{}", binds.len()).into();
+            let source = std::mem::replace(&mut hook.path, path);
+            binds.push(BindSource { source, recursive: false, read_only: true });
         }
+        self.hooks = Hooks {
+            create_container: self.hooks.create_container,
+            start_container: self.hooks.start_container,
+            ..Hooks::default()
+        };
+        let dropped_devices =
+            self.linux.as_mut().map(|linux| linux.for_guest(container)).unwrap_or_default();
         if let Some(process) = &mut self.process {
             process_for_guest(process, terminal);
         }
-        let dropped_hooks = self
-            .hooks
-            .iter()
-            .filter(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty()))
-            .map(|(name, _)| name.clone())
-            .collect();
-        self.hooks.clear();
         self.rest.remove("vm");
         // A structure of strings and maps with string keys always has a JSON form.
         let json = serde_json::to_vec(&self).unwrap_or_default();
-        GuestSpec { json, binds, dropped_hooks }
+        GuestSpec { json, binds, dropped_devices }
     }
 }
 
 impl Mount {
+    fn check(&self) -> Result<(), Error> {
+        let mapped = ["uidMappings", "gidMappings"].iter().any(|name| {
+            self.rest.get(*name).and_then(Value::as_array).is_some_and(|list| !list.is_empty())
+        });
+        match mapped || self.options.iter().any(|option| option == "idmap" || option == "ridmap") {
+            false => Ok(()),
+            true => Err(Error::invalid(format!(
+                "the mount on {} has ID mappings, which husk cannot do; use a directory that \
+                 belongs to the users of the container",
+                self.destination
+            ))),
+        }
+    }
+
     /// What has to be shared for this mount; nothing unless it binds a host file.
     fn bind_source(&self) -> Option<BindSource> {
         let has = |name: &str| self.options.iter().any(|option| option == name);
@@ -236,7 +301,33 @@ fn lexical(path: &Path) -> PathBuf {
 }
 
 impl Linux {
-    fn for_guest(&mut self, container: &str) {
+    fn check(&self) -> Result<(), Error> {
+        if let Some(seccomp) = self.rest.get("seccomp") {
+            check_seccomp(seccomp)?;
+        }
+        for (name, remedy) in [
+            ("intelRdt", "it is of the host's caches, which the guest does not see"),
+            ("netDevices", "give the pod a network namespace that has the device"),
+        ] {
+            let given = self.rest.get(name).and_then(Value::as_object);
+            if given.is_some_and(|given| !given.is_empty()) {
+                return Err(Error::invalid(format!(
+                    "husk does not support linux.{name} of config.json: {remedy}"
+                )));
+            }
+        }
+        let any = self.resources.as_ref().is_some_and(Resources::allow_any_device);
+        match self.devices.iter().find(|device| !any && !device.is_in_guest()) {
+            None => Ok(()),
+            Some(device) => Err(Error::invalid(format!(
+                "the container cannot have the device {device} of the host: the guest has a \
+                 kernel of its own, and devices are not passed to it"
+            ))),
+        }
+    }
+
+    /// The devices that the guest does not have and that were taken out.
+    fn for_guest(&mut self, container: &str) -> Vec<String> {
         // A path names a namespace of the host. What the pod shares there it shares in the
         // guest by using the guest's own: that is the pod's. The rest is made new.
         self.namespaces.retain(|namespace| {
@@ -249,7 +340,31 @@ impl Linux {
         // Absolute: the guest has no systemd, and the engine insists with user namespaces.
         self.cgroups_path = format!("/husk/{container}");
         self.rest.remove("mountLabel");
+        let (kept, dropped) =
+            std::mem::take(&mut self.devices).into_iter().partition(Device::is_in_guest);
+        self.devices = kept;
+        let dropped: Vec<Device> = dropped;
+        dropped.iter().map(|device| device.path.clone()).collect()
     }
+}
+
+/// The listener of such a filter is a socket of the host, and gets a descriptor of a process
+/// that is in the guest.
+fn check_seccomp(seccomp: &Value) -> Result<(), Error> {
+    let text =
+        |value: &Value, name| value.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
+    let rules = seccomp.get("syscalls").and_then(Value::as_array);
+    let notifies = text(seccomp, "defaultAction") == "SCMP_ACT_NOTIFY"
+        || rules.into_iter().flatten().any(|rule| text(rule, "action") == "SCMP_ACT_NOTIFY");
+    let what = match text(seccomp, "listenerPath") {
+        path if !path.is_empty() => format!("the listenerPath {path}"),
+        _ if notifies => "the action SCMP_ACT_NOTIFY".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Error::invalid(format!(
+        "husk does not support {what} in linux.seccomp of config.json: system calls of the guest \
+         cannot be handled on the host; use a profile without it"
+    )))
 }
 
 fn process_console_size(process: &Map<String, Value>) -> Option<(u32, u32)> {

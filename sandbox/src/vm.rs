@@ -18,25 +18,23 @@ use std::sync::Arc;
 
 use husk_vmm::config::VmConfig;
 use husk_vmm::control::{self, Event, Packets};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, Interest};
-use tokio::net::unix::pipe;
 use tokio::sync::watch::{self, Receiver, Sender};
 
 use crate::error::{Error, IoContext};
+use crate::netns::Netns;
 use crate::process::{Pidfd, ProcessId};
 use crate::reactor;
 use crate::run_dir::console_tail;
 use crate::streams::Streams;
+use crate::tail::Tail;
 
 /// The descriptor that husk-vmm finds its control socket on.
 const CONTROL_FD: RawFd = 3;
 
 /// How much of the console is kept with the reason of the VM's end, in bytes.
 const CONSOLE_TAIL: u64 = 4096;
-
-/// How much of what husk-vmm wrote to stderr is kept, in bytes.
-const STDERR_TAIL: usize = 4096;
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,22 +65,22 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts `program` and has it boot the VM of `config`, whose files are `files`.
-    /// `console` is the guest's console log. Connections of the guest go to `streams`.
+    /// Starts `program` in `netns` and has it boot the VM of `config`, whose files are
+    /// `files`. `console` is the guest's console log. Connections of the guest go to
+    /// `streams`.
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the VM.
     pub fn start(
         program: &Path,
+        netns: Netns,
         config: VmConfig<control::FdIndex>,
         files: &[BorrowedFd<'_>],
         console: File,
         streams: Streams,
     ) -> Result<Vm, Error> {
         let (ours, theirs) = socket_pair().context(|| "cannot make a socket pair".to_owned())?;
-        let (stderr_writer, stderr) = pipe::pipe()
-            .and_then(|(sender, receiver)| Ok((sender.into_blocking_fd()?, receiver)))
-            .context(|| "cannot make a pipe".to_owned())?;
-        let child = spawn(program, theirs, stderr_writer)
+        let (stderr, writer) = Tail::new().context(|| "cannot make a pipe".to_owned())?;
+        let child = spawn(program, netns, theirs, writer)
             .context(|| format!("cannot start {}", program.display()))?;
         // From here on the child is killed if anything fails: the socket closes.
         let process = ProcessId::of(child.id()).context(|| "cannot watch husk-vmm".to_owned())?;
@@ -98,7 +96,7 @@ impl Vm {
             exited: reactor::watch(watched.into(), Interest::READABLE)
                 .context(|| "cannot watch husk-vmm".to_owned())?,
             pidfd: pidfd.clone(),
-            stderr: Some(stderr),
+            stderr,
             child,
             console,
             streams,
@@ -156,7 +154,7 @@ struct Supervisor {
     /// Readable when the process has ended.
     exited: AsyncFd<OwnedFd>,
     pidfd: Arc<Pidfd>,
-    stderr: Option<pipe::Receiver>,
+    stderr: Tail,
     child: Child,
     console: File,
     streams: Streams,
@@ -167,7 +165,6 @@ struct Supervisor {
 impl Supervisor {
     async fn run(mut self) {
         let mut last_words = None;
-        let mut stderr_tail = Vec::new();
         let status = loop {
             tokio::select! {
                 biased;
@@ -190,11 +187,7 @@ impl Supervisor {
                         break self.child.wait();
                     }
                 }
-                more = read_stderr(&mut self.stderr, &mut stderr_tail) => {
-                    if !more {
-                        self.stderr = None;
-                    }
-                }
+                () = self.stderr.read() => {}
                 _ = self.exited.readable() => {
                     // All that it said before it went is still in the socket.
                     while let Received::Event(event, fds) = receive(self.control.get_ref()) {
@@ -204,9 +197,8 @@ impl Supervisor {
                 }
             }
         };
-        while read_now(&mut self.stderr, &mut stderr_tail) {}
         let cause = self.cause.borrow().clone();
-        let reason = reason(cause, last_words, status, &stderr_tail);
+        let reason = reason(cause, last_words, status, &self.stderr.text());
         let ended = Ended { reason, console: console_tail(&mut self.console, CONSOLE_TAIL) };
         self.streams.close(&ended.reason);
         self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
@@ -261,7 +253,7 @@ fn reason(
     cause: Option<String>,
     last_words: Option<String>,
     status: io::Result<ExitStatus>,
-    stderr: &[u8],
+    stderr: &str,
 ) -> String {
     if let Some(said) = cause.or(last_words) {
         return said;
@@ -273,44 +265,14 @@ fn reason(
         },
         Err(error) => format!("husk-vmm is gone ({error})"),
     };
-    match String::from_utf8_lossy(stderr).trim() {
+    match stderr {
         "" => how,
         text => format!("{how}: {text}"),
     }
 }
 
-/// Reads some of stderr; false when there is no more to come.
-async fn read_stderr(stderr: &mut Option<pipe::Receiver>, tail: &mut Vec<u8>) -> bool {
-    let Some(pipe) = stderr else { return std::future::pending().await };
-    let mut buffer = [0; 512];
-    match pipe.read(&mut buffer).await {
-        Ok(0) | Err(_) => false,
-        Ok(len) => {
-            keep_tail(tail, &buffer[..len]);
-            true
-        }
-    }
-}
-
-fn read_now(stderr: &mut Option<pipe::Receiver>, tail: &mut Vec<u8>) -> bool {
-    let mut buffer = [0; 512];
-    match stderr.as_ref().map(|pipe| pipe.try_read(&mut buffer)) {
-        Some(Ok(len)) if len > 0 => {
-            keep_tail(tail, &buffer[..len]);
-            true
-        }
-        _ => false,
-    }
-}
-
-fn keep_tail(tail: &mut Vec<u8>, more: &[u8]) {
-    tail.extend_from_slice(more);
-    let excess = tail.len().saturating_sub(STDERR_TAIL);
-    tail.drain(..excess);
-}
-
 /// Starts the monitor with nothing but its control socket and stderr.
-fn spawn(program: &Path, control: OwnedFd, stderr: OwnedFd) -> io::Result<Child> {
+fn spawn(program: &Path, netns: Netns, control: OwnedFd, stderr: OwnedFd) -> io::Result<Child> {
     // At CONTROL_FD or above: if that number is taken in this process, then by a descriptor
     // that the child may lose, and not by the one that Command reports a failed start on.
     // SAFETY: fcntl on a descriptor that we own touches no memory.
@@ -332,6 +294,7 @@ fn spawn(program: &Path, control: OwnedFd, stderr: OwnedFd) -> io::Result<Child>
     // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
+            netns.enter()?;
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use husk_protocol::agent::{self as guest, Frame, frame::Body, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, MAX_FRAME, PROTOCOL_VERSION};
-use husk_sandbox::{Assets, BindSource, Code, Launch, Sandbox, Signal, Size, Terminal, run_dir};
+use husk_sandbox::{
+    Assets, BindSource, Code, Launch, Network, Sandbox, Signal, Size, Terminal, run_dir,
+};
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
 use protobuf::Message;
 
@@ -69,6 +71,7 @@ impl Place {
             namespace: "ns".into(),
             id: "pod".into(),
             hostname: hostname.into(),
+            network: Network::New,
             size: Size { vcpus: 2, memory_mib: 300 },
             assets: Assets {
                 vmm: self.path("vmm"),
@@ -99,6 +102,8 @@ async fn a_pod_lives_and_leaves_nothing() {
     let (sandbox, mut events) = Sandbox::launch(place.launch("web-1")).expect("launch");
     let pid = sandbox.pid();
     assert!(is_alive(pid));
+    let netns = |pid| fs::read_link(format!("/proc/{pid}/ns/net")).expect("namespace");
+    assert_ne!(netns(pid), netns(std::process::id()), "its network is not the host's");
     let file = place.path("vmlinux");
     let binds = [BindSource { source: file, recursive: true, read_only: true }];
     let shared = sandbox.share_container("c1", &place.path("rootfs"), &binds).expect("share");

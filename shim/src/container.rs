@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as message;
+use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::Status;
 use husk_sandbox::mount::Mounted;
-use husk_sandbox::{Code, Error, SharedContainer};
+use husk_sandbox::{Code, Error, HostHooks, Poststop, SharedContainer};
 use protobuf::MessageField;
 use tokio::sync::watch;
 
@@ -35,6 +37,9 @@ pub struct Container {
     pub bundle: PathBuf,
     /// The process of the host that stands for all of its processes.
     pub pid: u32,
+    pub hooks: HostHooks,
+    /// Its root file system, as containerd wants it mounted.
+    pub mounts: Vec<Mount>,
     pub phases: Phases,
     events: Events,
     inner: Mutex<Inner>,
@@ -51,6 +56,8 @@ pub struct Inner {
     /// What is shared with the guest, and mounted for it on the host.
     pub shared: Option<SharedContainer>,
     pub rootfs: Option<Mounted>,
+    /// Hooks that have to run when it is gone, since others have.
+    pub poststop: Option<Poststop>,
     /// The first process's exit, while execs have not reported theirs.
     held_exit: Option<Exit>,
     last_oom: Option<Instant>,
@@ -73,11 +80,24 @@ pub enum AfterExit {
 }
 
 impl Container {
-    pub fn new(id: &str, bundle: PathBuf, pid: u32, stdio: Stdio, events: Events) -> Container {
+    pub fn new(
+        request: &CreateTaskRequest,
+        pid: u32,
+        hooks: HostHooks,
+        events: Events,
+    ) -> Container {
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
         Container {
-            id: id.into(),
-            bundle,
+            id: request.id.clone(),
+            bundle: request.bundle.clone().into(),
             pid,
+            hooks,
+            mounts: request.rootfs.clone(),
             phases: Phases::default(),
             events,
             inner: Mutex::new(Inner {
@@ -87,6 +107,7 @@ impl Container {
                 deleting: false,
                 shared: None,
                 rootfs: None,
+                poststop: None,
                 held_exit: None,
                 last_oom: None,
             }),
@@ -205,6 +226,7 @@ impl Container {
         Event::Create(message::TaskCreate {
             container_id: self.id.clone(),
             bundle: self.bundle.display().to_string(),
+            rootfs: self.mounts.clone(),
             io: MessageField::some(message::TaskIO {
                 stdin: stdio.stdin,
                 stdout: stdio.stdout,

@@ -8,17 +8,15 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use husk_sandbox::mount::{Mount, Mounted};
-use husk_sandbox::{
-    Code, Error, GuestSpec, IoContext, Sandbox, SharedContainer, Spec, guest_share,
-};
+use husk_sandbox::{Code, Error, IoContext, Sandbox, SharedContainer, Spec, guest_share};
 use tokio::sync::oneshot;
 
 use crate::address::read_config;
 use crate::container::Container;
-use crate::io::{Io, Owner, Stdio};
-use crate::log;
+use crate::io::{Io, Owner};
 use crate::pod::Pod;
 use crate::process::Input;
+use crate::{log, options, remove};
 
 /// Creates a container; its pid. Runs to its end even when the caller goes away.
 pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<u32, Error> {
@@ -44,11 +42,13 @@ async fn make(
         return Err(Error::new(Code::Unimplemented, "husk cannot restore a checkpoint"));
     }
     let received_ns = husk_sandbox::clock::monotonic_ns();
-    let bundle = PathBuf::from(&request.bundle);
-    let json = read_config(&bundle).map_err(|error| {
+    options::check(request.options.as_ref())?;
+    let bundle = Path::new(&request.bundle);
+    let json = read_config(bundle).map_err(|error| {
         Error::invalid(format!("cannot read {}/config.json: {error}", request.bundle))
     })?;
     let spec = Spec::parse(&json)?;
+    spec.check()?;
     if pod.has(&request.id) {
         return Err(Error::new(
             Code::AlreadyExists,
@@ -56,14 +56,8 @@ async fn make(
         ));
     }
     let (sandbox, launched) = pod.sandbox_for(&request.id, &spec)?;
-    let stdio = Stdio {
-        stdin: request.stdin.clone(),
-        stdout: request.stdout.clone(),
-        stderr: request.stderr.clone(),
-        terminal: request.terminal,
-    };
-    let container =
-        Arc::new(Container::new(&request.id, bundle, sandbox.pid(), stdio, pod.events.clone()));
+    let hooks = spec.host_hooks(&request.id, bundle);
+    let container = Arc::new(Container::new(&request, sandbox.pid(), hooks, pod.events.clone()));
     if launched {
         container.phases.reach_at("shim_start", pod.started_ns);
     }
@@ -101,14 +95,14 @@ async fn fill(
     };
     let console_size = spec.console_size();
     let guest = spec.for_guest(&container.id, &guest_share(&container.id), request.terminal);
-    if !guest.dropped_hooks.is_empty() {
-        log::warn(&format!(
-            "container {}: its {} hooks are not run",
+    if !guest.dropped_devices.is_empty() {
+        log::info(&format!(
+            "container {}: the guest does not have these devices of the host: {}",
             container.id,
-            guest.dropped_hooks.join(" and ")
+            guest.dropped_devices.join(" ")
         ));
     }
-    let mounts = request.rootfs.iter().map(to_mount).collect();
+    let mounts = container.mounts.iter().map(to_mount).collect();
     let stdio = container.inner().init.stdio.clone();
     let owner = Owner { container: &container.id, namespace: &pod.namespace };
     let (mounted, opened) = tokio::join!(
@@ -126,10 +120,20 @@ async fn fill(
         inner.init.io = Some(io);
         terminal.size = inner.init.size.take().or(console_size);
     }
-    let GuestSpec { json, .. } = guest;
-    let guest_pid = sandbox.create(&container.id, json, terminal).await?;
+    run_hooks(sandbox, container).await?;
+    let guest_pid = sandbox.create(&container.id, guest.json, terminal).await?;
     container.inner().init.guest_pid = Some(guest_pid);
     container.apply("", Input::Made)
+}
+
+/// Runs the hooks that come before the guest makes the container, while it still boots. From
+/// here on the container's end has hooks, too.
+async fn run_hooks(sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+    if let Some(poststop) = container.hooks.poststop() {
+        sandbox.record_poststop(&poststop)?;
+        container.inner().poststop = Some(poststop);
+    }
+    container.hooks.before_create(container.pid).await
 }
 
 /// The slow calls, on a thread of their own.
@@ -186,6 +190,7 @@ async fn roll_back(pod: &Pod, container: &Container) {
         sandbox.ended().await;
     }
     drop(undone);
+    remove::poststop(sandbox.as_deref(), container).await;
     if let (Some(sandbox), true) = (&sandbox, own)
         && let Err(error) = sandbox.stop("its container could not be created").await
     {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
 use husk_sandbox::clock;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::sync::{Notify, watch};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -38,6 +39,9 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 pub fn run(args: &Args) -> Result<(), String> {
     // SAFETY: `start` has put the listening socket there, and nobody else owns it.
     let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
+    // Hooks and logging programs do not inherit it.
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|error| format!("the socket: {error}"))?;
     let path = listener
         .local_addr()
         .ok()

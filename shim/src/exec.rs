@@ -11,6 +11,7 @@ use husk_sandbox::{Code, Error, Exec as GuestExec, GuestProcess, Sandbox};
 use crate::container::{Container, Exec};
 use crate::events::Event;
 use crate::io::{Io, Owner, Stdio};
+use crate::log;
 use crate::pod::Pod;
 use crate::process::{Input, Process, State};
 
@@ -69,6 +70,9 @@ pub async fn start(pod: &Pod, container: &Arc<Container>, exec: &str) -> Result<
             container.apply(exec, Input::Started)?;
             if exec.is_empty() {
                 container.phases.reach("started");
+                for error in container.hooks.after_start(container.pid).await {
+                    log::warn(&format!("container {}: {error}", container.id));
+                }
             }
             if let Some(size) = size {
                 // A size that came while the guest was starting it; it may have ended since.

@@ -20,6 +20,7 @@ mod io;
 mod kill;
 mod log;
 mod metrics;
+mod options;
 mod phases;
 mod pids;
 mod pod;

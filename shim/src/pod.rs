@@ -104,6 +104,7 @@ impl Pod {
             namespace: self.namespace.clone(),
             id: self.id.clone(),
             hostname: spec.hostname().into(),
+            network: spec.network(),
             size: Size::of(&spec.resources(), cpus, memory_mib),
             assets: Assets::find()?,
             kvm: KVM.into(),

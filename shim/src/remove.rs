@@ -106,6 +106,7 @@ async fn clear(pod: &Arc<Pod>, container: &Arc<Container>) -> Exit {
         .exit()
         .unwrap_or(Exit { status: LOST_STATUS, at: clock::realtime() });
     unmount(container).await;
+    poststop(sandbox.as_deref(), container).await;
     if let (Some(sandbox), true) = (&sandbox, own)
         && let Err(error) = sandbox.stop("the pod was deleted").await
     {
@@ -142,6 +143,18 @@ async fn ask_guest(sandbox: &Sandbox, container: &str, exec: &str) {
             log::warn(&format!("the guest cannot delete {container} {exec}: {error}"))
         }
         Err(_) => log::warn(&format!("the guest does not delete {container} {exec}")),
+    }
+}
+
+/// Runs the hooks that are due now that the container is gone. One that fails is logged.
+pub async fn poststop(sandbox: Option<&Sandbox>, container: &Container) {
+    let Some(poststop) = container.inner().poststop.take() else { return };
+    let mut errors = poststop.run().await;
+    if let Some(sandbox) = sandbox {
+        errors.extend(sandbox.record_poststop_ran(&container.id).err());
+    }
+    for error in errors {
+        log::warn(&format!("container {}: {error}", container.id));
     }
 }
 

@@ -161,6 +161,9 @@ fn version_and_info_are_printed() {
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).expect("info");
     assert_eq!(info.name, "io.containerd.husk.v2");
     assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+    let features: serde_json::Value = serde_json::from_slice(&info.features.value).expect("JSON");
+    assert!(info.features.type_url.ends_with("/runtime-spec/1/features/Features"), "{info:?}");
+    assert_eq!(features, husk_protocol::features::features());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod containerd;
+pub mod fs;
 pub mod vmm;
 
 /// A directory that is gone when the value is.

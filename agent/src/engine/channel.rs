@@ -149,7 +149,7 @@ mod tests {
         theirs.tell(&long, &[]);
         let (message, fds) = receive(ours.as_fd()).expect("receive").expect("made");
         assert_eq!((message, fds.len()), (Message::Made(7), 2));
-        let mut next = || receive(ours.as_fd()).expect("receive").map(|(message, _)| message);
+        let next = || receive(ours.as_fd()).expect("receive").map(|(message, _)| message);
         assert_eq!(next(), Some(Message::Ready));
         assert_eq!(next(), Some(long));
         go(ours.as_fd()).expect("go");

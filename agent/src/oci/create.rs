@@ -156,10 +156,13 @@ fn load(bundle: &Path) -> Result<Spec> {
         serde_json::from_slice(&json).map_err(|e| format!("cannot make sense of {file:?}: {e}"))?;
     spec::check(&spec, false)?;
     let root = spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default();
-    match std::fs::metadata(&root) {
-        Ok(metadata) if metadata.is_dir() => Ok(spec),
+    match nix::sys::stat::stat(&root) {
+        Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => Ok(spec),
         Ok(_) => Err(format!("invalid rootfs: {root:?} is not a directory")),
-        Err(e) => Err(format!("invalid rootfs {root:?}: {e}")),
+        Err(e) => {
+            let why = e.desc().to_lowercase();
+            Err(format!("invalid rootfs: stat {}: {why}", root.display()))
+        }
     }
 }
 

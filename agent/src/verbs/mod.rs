@@ -2,6 +2,7 @@
 
 //! The verbs of the protocol, one file each; Pause and Resume share one.
 
+pub mod clock;
 pub mod create;
 pub mod delete;
 pub mod exec;

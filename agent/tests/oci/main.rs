@@ -13,5 +13,6 @@ mod hooks;
 mod life;
 mod limits;
 mod namespaces;
+mod parity;
 mod process;
 mod terminal;

@@ -93,6 +93,30 @@ async fn answers_find_their_requests_in_any_order() {
 }
 
 #[tokio::test]
+async fn the_time_is_that_of_the_sending() {
+    let (agent, _events, mut guest) = connect();
+    let set = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.set_clock().await }
+    });
+    // It waits in the queue now, until the guest is there.
+    tokio::task::yield_now().await;
+    let before = realtime();
+    guest.greet().await;
+    let frame = guest.hear().await;
+    let Some(Body::Request(Request { verb: Some(request::Verb::SetClock(clock)), .. })) =
+        frame.body
+    else {
+        panic!("not the clock: {frame:?}");
+    };
+    assert!((before..=realtime()).contains(&Duration::from_nanos(clock.realtime_ns as u64)));
+    guest.answer(frame.id).await;
+    set.await.expect("task").expect("set");
+    drop(guest);
+    agent.lost().await;
+}
+
+#[tokio::test]
 async fn events_come_in_order_and_end_with_the_agent() {
     let (agent, mut events, mut guest) = connect();
     guest.greet().await;

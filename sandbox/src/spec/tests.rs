@@ -83,16 +83,13 @@ fn host_namespaces_and_cgroups_do_not_reach_the_guest() {
 }
 
 #[test]
-fn labels_and_hooks_go_and_the_rest_of_the_process_stays() {
-    let (guest, spec) = translate(json!({
+fn labels_go_and_the_rest_of_the_process_stays() {
+    let (guest, _) = translate(json!({
         "ociVersion": "1.0.2",
-        "hooks": {"prestart": [{"path": "/x"}], "poststop": []},
         "process": {"args": ["a"], "apparmorProfile": "p", "selinuxLabel": "s", "terminal": true,
                     "rlimits": [{"type": "RLIMIT_NOFILE", "hard": u64::MAX, "soft": 1}]},
         "unknown": {"kept": 1.5},
     }));
-    assert_eq!(guest.get("hooks"), None);
-    assert_eq!(spec.dropped_hooks, ["prestart"]);
     assert_eq!(guest["unknown"], json!({"kept": 1.5}));
     assert_eq!(guest["ociVersion"], "1.0.2");
     assert_eq!(
@@ -100,6 +97,108 @@ fn labels_and_hooks_go_and_the_rest_of_the_process_stays() {
         json!({"args": ["a"], "terminal": false,
                "rlimits": [{"type": "RLIMIT_NOFILE", "hard": u64::MAX, "soft": 1}]})
     );
+}
+
+#[test]
+fn hooks_of_the_host_stay_there_and_others_go_to_the_guest() {
+    let (guest, spec) = translate(json!({
+        "mounts": [{"destination": "/m", "type": "bind", "source": "/srv"}],
+        "hooks": {
+            "prestart": [{"path": "/x"}], "createRuntime": [{"path": "/x"}],
+            "poststart": [{"path": "/x"}], "poststop": [{"path": "/x"}],
+            "createContainer": [{"path": "/opt/hook"}, {"path": "/opt/b", "args": ["a", "b"]}],
+            "startContainer": [{"path": "/in/it", "env": ["A=b"], "timeout": 3}],
+        },
+    }));
+    assert_eq!(
+        guest["hooks"],
+        json!({
+            "createContainer": [
+                {"path": "/run/husk/share/c1/mounts/1", "args": ["/opt/hook"]},
+                {"path": "/run/husk/share/c1/mounts/2", "args": ["a", "b"]},
+            ],
+            "startContainer": [{"path": "/in/it", "env": ["A=b"], "timeout": 3}],
+        })
+    );
+    let hook = BindSource { source: "/opt/hook".into(), recursive: false, read_only: true };
+    assert_eq!((spec.binds.len(), &spec.binds[1]), (3, &hook));
+    let (guest, _) = translate(json!({"hooks": {"prestart": [{"path": "/x"}]}}));
+    assert_eq!(guest.get("hooks"), None);
+}
+
+#[test]
+fn the_network_is_told_from_the_namespaces() {
+    let network = |linux: Value| {
+        let json = json!({"linux": linux}).to_string();
+        Spec::parse(json.as_bytes()).expect("spec").network()
+    };
+    assert_eq!(network(json!({})), Network::Host);
+    assert_eq!(network(json!({"namespaces": [{"type": "pid"}]})), Network::Host);
+    assert_eq!(network(json!({"namespaces": [{"type": "network"}]})), Network::New);
+    assert_eq!(
+        network(json!({"namespaces": [{"type": "network", "path": "/run/netns/a"}]})),
+        Network::At("/run/netns/a".into())
+    );
+    assert_eq!(Spec::parse(b"{}").expect("spec").network(), Network::Host);
+}
+
+#[test]
+fn what_no_guest_can_do_is_refused_by_its_name() {
+    let sda = json!({"type": "b", "path": "/dev/sda", "major": 8, "minor": 0});
+    let rule = json!({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "rwm"});
+    let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    for (spec, part) in [
+        (json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}), "SCMP_ACT_NOTIFY"),
+        (
+            json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}}}),
+            "SCMP_ACT_NOTIFY",
+        ),
+        (json!({"linux": {"seccomp": {"listenerPath": "/run/listener"}}}), "/run/listener"),
+        (json!({"linux": {"intelRdt": {"closID": "a"}}}), "linux.intelRdt"),
+        (json!({"linux": {"netDevices": {"eth1": {}}}}), "linux.netDevices"),
+        (json!({"linux": {"devices": [sda]}}), "/dev/sda (b 8:0)"),
+        (json!({"linux": {"devices": [sda], "resources": {"devices": [rule]}}}), "/dev/sda"),
+        (
+            json!({"mounts": [{"destination": "/m", "type": "bind", "source": "/s",
+                "uidMappings": mapping, "gidMappings": mapping}]}),
+            "/m",
+        ),
+        (json!({"mounts": [{"destination": "/n", "options": ["bind", "ridmap"]}]}), "/n"),
+        (json!({"hooks": {"poststop": [{"path": "x"}]}}), "poststop"),
+    ] {
+        let error =
+            Spec::parse(spec.to_string().as_bytes()).expect("spec").check().expect_err(part);
+        assert!(error.message.contains(part), "{error}");
+        assert_eq!(error.code, crate::Code::InvalidArgument);
+    }
+    let fine = json!({
+        "mounts": [{"destination": "/m", "type": "bind", "source": "/s", "uidMappings": []}],
+        "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW"}]}, "intelRdt": {}},
+    });
+    Spec::parse(fine.to_string().as_bytes()).expect("spec").check().expect("fine");
+}
+
+#[test]
+fn devices_are_the_guests() {
+    let device = |kind: &str, path: &str, major: i64, minor: i64| json!({"type": kind, "path": path, "major": major, "minor": minor, "fileMode": 438});
+    let sink = device("c", "/dev/null", 1, 3);
+    let tun = device("c", "/dev/net/tun", 10, 200);
+    let renamed = device("u", "/dev/mine", 10, 229);
+    let looped = device("b", "/dev/loop9", 7, 9);
+    let pipe = json!({"type": "p", "path": "/dev/pipe"});
+    let kvm = device("c", "/dev/kvm", 10, 232);
+    let disk = device("b", "/dev/nvme0n1", 259, 0);
+    // As a privileged container has them.
+    let spec = json!({"linux": {
+        "devices": [sink, disk, tun, renamed, kvm, looped, pipe],
+        "resources": {"devices": [{"allow": true, "access": "rwm"}]},
+    }});
+    Spec::parse(spec.to_string().as_bytes()).expect("spec").check().expect("allowed");
+    let (guest, spec) = translate(spec);
+    assert_eq!(guest["linux"]["devices"], json!([sink, tun, renamed, looped, pipe]));
+    assert_eq!(spec.dropped_devices, ["/dev/nvme0n1", "/dev/kvm"]);
 }
 
 #[test]

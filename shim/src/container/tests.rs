@@ -2,6 +2,8 @@
 
 use super::*;
 use containerd_shim_protos::shim::event::Envelope;
+use husk_sandbox::Spec;
+use std::path::Path;
 use tokio::sync::mpsc::Receiver;
 
 fn exit(status: u32) -> Exit {
@@ -10,8 +12,14 @@ fn exit(status: u32) -> Exit {
 
 fn container() -> (Container, Receiver<Envelope>) {
     let (events, published) = Events::collected("ns");
-    let container = Container::new("c", "/bundle".into(), 42, Stdio::default(), events);
-    (container, published)
+    let request = CreateTaskRequest {
+        id: "c".into(),
+        bundle: "/bundle".into(),
+        rootfs: vec![Mount { type_: "overlay".into(), ..Default::default() }],
+        ..Default::default()
+    };
+    let hooks = Spec::parse(b"{}").expect("spec").host_hooks("c", Path::new("/bundle"));
+    (Container::new(&request, 42, hooks, events), published)
 }
 
 fn with_exec(id: &str) -> (Container, Receiver<Envelope>) {
@@ -23,6 +31,18 @@ fn with_exec(id: &str) -> (Container, Receiver<Envelope>) {
     container.inner().execs.insert(id.into(), Exec { process, spec: Vec::new() });
     container.apply(id, Input::Start).expect("start");
     (container, published)
+}
+
+#[test]
+fn the_create_event_has_all_that_a_create_has() {
+    let (container, mut published) = container();
+    container.apply("", Input::Made).expect("made");
+    let envelope = published.try_recv().expect("an event");
+    let create: message::TaskCreate =
+        protobuf::Message::parse_from_bytes(&envelope.event.value).expect("create");
+    assert_eq!((create.container_id.as_str(), create.bundle.as_str()), ("c", "/bundle"));
+    assert_eq!((create.pid, create.rootfs[0].type_.as_str()), (42, "overlay"));
+    assert!(create.io.is_some());
 }
 
 /// Topics without `/tasks/`; exits with whose they are and their status.

@@ -42,6 +42,11 @@ impl Containerd {
         Ok(Containerd { directory, log: path("HUSK_CONTAINERD_LOG")? })
     }
 
+    /// containerd's own directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Runs a container `rounds` times after one that warms the machine up.
     pub fn cold_starts(&self, runtime: &str, rounds: u32) -> Result<Runs, String> {
         repeat(rounds, |round| self.cold_start(runtime, &format!("bench-{round}")))
@@ -86,6 +91,9 @@ impl Containerd {
         Ok(Some(instants))
     }
 
+    /// The name of the container of [`beside_idle`](Self::beside_idle).
+    pub const IDLE: &str = "bench-idle";
+
     /// Runs an idle container for the time of `look`.
     pub fn beside_idle<T>(
         &self,
@@ -93,7 +101,7 @@ impl Containerd {
         look: impl FnOnce() -> Result<T, String>,
     ) -> Result<T, String> {
         let before = Host::look(&self.directory, &|_| Vec::new());
-        let id = "bench-idle";
+        let id = Self::IDLE;
         let script = "echo up; exec sleep 100000";
         let mut idle = Command::new("ctr")
             .args(["run", "--rm", "--runtime", runtime, IMAGE, id, "sh", "-c", script])
@@ -104,12 +112,12 @@ impl Containerd {
         let found = match first_byte(&mut idle) {
             Ok(First::Byte(_)) => look(),
             Ok(First::End) => Err("the idle container did not start".to_owned()),
-            Ok(First::Nothing) => {
-                kill_vmms();
-                Err("the idle container's VM hung".to_owned())
-            }
+            Ok(First::Nothing) => Err("the idle container's VM hung".to_owned()),
             Err(error) => Err(format!("ctr run: {error}")),
         };
+        if found.is_err() {
+            kill_vmms();
+        }
         let kill = ["tasks", "kill", "-s", "KILL", id];
         // If it fails, what is left behind tells.
         let _ = Command::new("ctr").args(kill).status();

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Figures, for `make bench`: what a cold start takes and where, beside runc and QEMU, and
-//! what a running container costs in memory. Nothing here is asserted.
+//! Figures, for `make bench`: what a cold start, an exec and a byte of output take and
+//! where, beside runc and QEMU, and what a running container costs in memory. Nothing here
+//! is asserted.
 //!
 //! Under `tests/lab/run --icount` the clock counts instructions, 1 ns each, on one CPU: the
 //! figures repeat from machine to machine. So nothing polls while something is measured:
 //! each wait is a blocking read or a wait for a child.
 
 pub mod container;
+pub mod exec;
 pub mod memory;
 pub mod microvm;
 pub mod report;

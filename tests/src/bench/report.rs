@@ -7,19 +7,32 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::container::END;
+use super::exec::{BYTE, EXIT, OUTPUT};
 use super::memory::Memory;
 use super::{Figure, Runs, figures};
+
+/// Figures by what was measured, such as a runtime, and by the name of the instant.
+pub type Table = BTreeMap<String, BTreeMap<String, Figure>>;
 
 /// All that was measured. What could not be is in `missing`, with the reason.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub rounds: u32,
     /// ns from the start of `ctr run` on, by runtime.
-    pub cold_start: BTreeMap<String, BTreeMap<String, Figure>>,
+    pub cold_start: Table,
     /// Whole run of husk by whole run of runc, of their medians.
     pub husk_to_runc: Option<f64>,
+    /// ns from the request for an exec of `true` on, by runtime.
+    pub exec: Table,
+    /// Until its exit: husk by runc, of the medians.
+    pub exec_husk_to_runc: Option<f64>,
+    /// ns for [`OUTPUT`] bytes from a process to its client, by runtime.
+    pub output: Table,
+    pub output_bytes: usize,
+    /// husk by runc, of the medians.
+    pub output_husk_to_runc: Option<f64>,
     /// ns from exec to exit of a VM by itself, by monitor.
-    pub vm_alone: BTreeMap<String, BTreeMap<String, Figure>>,
+    pub vm_alone: Table,
     /// Bytes, by program, beside a running container.
     pub memory: BTreeMap<String, Memory>,
     pub missing: Vec<String>,
@@ -28,20 +41,31 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes runs in.
-    pub fn figures_of(&mut self, what: &str, runs: Runs) -> BTreeMap<String, Figure> {
-        if runs.hung > 0 {
-            self.hung.insert(what.to_owned(), runs.hung);
+    /// Takes the runs of `name` into a table, or notes why there are none.
+    pub fn take(
+        &mut self,
+        what: String,
+        runs: Result<Runs, String>,
+        table: fn(&mut Report) -> &mut Table,
+        name: &str,
+    ) {
+        match runs {
+            Ok(runs) => {
+                table(self).insert(name.to_owned(), figures(&runs.instants));
+                if runs.hung > 0 {
+                    self.hung.insert(what, runs.hung);
+                }
+            }
+            Err(error) => self.missing.push(format!("{what}: {error}")),
         }
-        figures(&runs.instants)
     }
 
     /// Works out what follows from the rest.
     pub fn complete(&mut self) {
-        let end = |runtime: &str| self.cold_start.get(runtime)?.get(END).map(|end| end.median);
-        if let (Some(husk), Some(runc)) = (end("husk"), end("runc")) {
-            self.husk_to_runc = Some(husk as f64 / runc as f64);
-        }
+        self.husk_to_runc = husk_to_runc(&self.cold_start, END);
+        self.exec_husk_to_runc = husk_to_runc(&self.exec, EXIT);
+        self.output_husk_to_runc = husk_to_runc(&self.output, BYTE);
+        self.output_bytes = OUTPUT;
     }
 
     /// The span between two instants of husk's cold start, by their medians.
@@ -49,6 +73,11 @@ impl Report {
         let husk = self.cold_start.get("husk")?;
         husk.get(to)?.median.checked_sub(husk.get(from)?.median)
     }
+}
+
+fn husk_to_runc(table: &Table, instant: &str) -> Option<f64> {
+    let median = |runtime| Some(table.get(runtime)?.get(instant)?.median as f64);
+    Some(median("husk")? / median("runc")?)
 }
 
 impl std::fmt::Display for Report {
@@ -64,8 +93,35 @@ impl std::fmt::Display for Report {
         if let Some(span) = self.span("vmm_started", "hello") {
             writeln!(f, "husk-vmm started to the agent's Hello: {} ms", Ms(span))?;
         }
+        let in_guest =
+            [("create", "setup_done", "container_created"), ("start", "start_received", "started")];
+        for (what, from, to) in in_guest {
+            if let Some(span) = self.span(from, to) {
+                writeln!(f, "{what} in the guest, request to answer: {} ms", Ms(span))?;
+            }
+        }
         if let Some(ratio) = self.husk_to_runc {
             writeln!(f, "whole run, husk : runc = {ratio:.2}")?;
+        }
+        for (runtime, figures) in &self.exec {
+            let rounds = self.rounds;
+            writeln!(f, "exec of `true` with {runtime}, ms since its request, of {rounds} runs:")?;
+            write_figures(f, figures, true)?;
+        }
+        if let Some(ratio) = self.exec_husk_to_runc {
+            writeln!(f, "exec until its exit, husk : runc = {ratio:.2}")?;
+        }
+        for (runtime, figures) in &self.output {
+            let mib = self.output_bytes >> 20;
+            writeln!(f, "{mib} MiB of output with {runtime}, ns a byte, of {} runs:", self.rounds)?;
+            for (name, figure) in figures {
+                let [median, least, most] = [figure.median, figure.least, figure.most]
+                    .map(|ns| ns as f64 / self.output_bytes as f64);
+                writeln!(f, "  {name:<20}{median:>9.2}             ({least:.2} to {most:.2})")?;
+            }
+        }
+        if let Some(ratio) = self.output_husk_to_runc {
+            writeln!(f, "a byte of output, husk : runc = {ratio:.2}")?;
         }
         for (monitor, figures) in &self.vm_alone {
             writeln!(f, "guest alone under {monitor}, ms from exec to exit:")?;

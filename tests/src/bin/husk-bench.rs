@@ -2,20 +2,46 @@
 
 //! `make bench`: prints the figures and writes them as JSON.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
 use husk_tests::bench::container::Containerd;
 use husk_tests::bench::report::Report;
-use husk_tests::bench::{memory, microvm};
+use husk_tests::bench::{Runs, exec, memory, microvm};
 use husk_tests::containerd::leftovers::pids_of;
 
-const USAGE: &str = "usage: husk-bench [--rounds N] [--json FILE]";
+const USAGE: &str = "usage: husk-bench [--rounds N] [--only PART] [--json FILE]
+parts: cold-starts, execs, output, memory, alone";
+
 const HUSK: &str = "io.containerd.husk.v2";
-const RUNC: &str = "io.containerd.runc.v2";
+const RUNTIMES: [(&str, &str); 2] = [("runc", "io.containerd.runc.v2"), ("husk", HUSK)];
+
+const COLD_STARTS: &str = "cold-starts";
+const EXECS: &str = "execs";
+const OUTPUT: &str = "output";
+const MEMORY: &str = "memory";
+const ALONE: &str = "alone";
+const PARTS: [&str; 5] = [COLD_STARTS, EXECS, OUTPUT, MEMORY, ALONE];
 
 struct Options {
     rounds: u32,
+    only: Option<String>,
     json: Option<String>,
+}
+
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == part)
+    }
+
+    /// Measures a part, unless only another is wanted.
+    fn part(&self, part: &str, of: &str, measure: impl FnOnce()) {
+        if self.wants(part) {
+            eprintln!("husk-bench: {part}, {of}");
+            measure();
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -26,7 +52,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let report = match measure(options.rounds) {
+    let report = match measure(&options) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("husk-bench: {error}");
@@ -34,54 +60,67 @@ fn main() -> ExitCode {
         }
     };
     print!("{report}");
-    if let Some(path) = options.json {
+    if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report).expect("a report is JSON");
-        if let Err(error) = std::fs::write(&path, json + "\n") {
+        if let Err(error) = std::fs::write(path, json + "\n") {
             eprintln!("husk-bench: {path}: {error}");
             return ExitCode::FAILURE;
         }
     }
     // A figure of husk itself that is missing is a failure; a comparison's is not.
-    match report.cold_start.contains_key("husk") {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    let of_husk =
+        [(COLD_STARTS, &report.cold_start), (EXECS, &report.exec), (OUTPUT, &report.output)];
+    let lacks = |(part, figures): (&str, &BTreeMap<String, _>)| {
+        options.wants(part) && !figures.contains_key("husk")
+    };
+    match of_husk.into_iter().any(lacks) {
+        false => ExitCode::SUCCESS,
+        true => ExitCode::FAILURE,
     }
 }
 
-fn measure(rounds: u32) -> Result<Report, String> {
+fn measure(options: &Options) -> Result<Report, String> {
+    let rounds = options.rounds;
     let containerd = Containerd::of_session()?;
     let mut report = Report { rounds, ..Report::default() };
-    let mut missing = Vec::new();
-    for (name, runtime) in [("runc", RUNC), ("husk", HUSK)] {
-        eprintln!("husk-bench: cold starts with {name}");
-        match containerd.cold_starts(runtime, rounds) {
-            Ok(runs) => {
-                let figures = report.figures_of(&format!("cold starts with {name}"), runs);
-                report.cold_start.insert(name.to_owned(), figures);
-            }
-            Err(error) => missing.push(format!("cold start with {name}: {error}")),
+    for (name, runtime) in RUNTIMES {
+        options.part(COLD_STARTS, name, || {
+            let runs = containerd.cold_starts(runtime, rounds);
+            report.take(format!("cold starts with {name}"), runs, |r| &mut r.cold_start, name);
+        });
+    }
+    for (name, runtime) in RUNTIMES {
+        // A second time, for the first VM may have hung.
+        let beside = |measure: fn(&Path, &str, u32) -> Result<Runs, String>| {
+            let look = || measure(containerd.directory(), Containerd::IDLE, rounds);
+            containerd.beside_idle(runtime, look).or_else(|error| {
+                eprintln!("husk-bench: once more: {error}");
+                containerd.beside_idle(runtime, look)
+            })
+        };
+        options.part(EXECS, name, || {
+            report.take(format!("execs with {name}"), beside(exec::latency), |r| &mut r.exec, name);
+        });
+        options.part(OUTPUT, name, || {
+            let runs = beside(exec::throughput);
+            report.take(format!("output with {name}"), runs, |r| &mut r.output, name);
+        });
+    }
+    options.part(MEMORY, "husk", || {
+        let memory = containerd.beside_idle(HUSK, husk_memory);
+        match memory.or_else(|_| containerd.beside_idle(HUSK, husk_memory)) {
+            Ok(memory) => report.memory.extend(memory),
+            Err(error) => report.missing.push(format!("memory: {error}")),
         }
-    }
-    eprintln!("husk-bench: memory");
-    // A second time, for the first VM may have hung.
-    let memory = containerd.beside_idle(HUSK, husk_memory);
-    match memory.or_else(|_| containerd.beside_idle(HUSK, husk_memory)) {
-        Ok(memory) => report.memory.extend(memory),
-        Err(error) => missing.push(format!("memory: {error}")),
-    }
+    });
     let monitors: [(&str, fn() -> _); 2] =
         [("husk-vmm", microvm::husk_vmm), ("QEMU microvm", microvm::qemu)];
     for (name, vm) in monitors {
-        eprintln!("husk-bench: the guest alone under {name}");
-        match microvm::lives(vm, rounds) {
-            Ok(runs) => {
-                let figures = report.figures_of(&format!("guests alone under {name}"), runs);
-                report.vm_alone.insert(name.to_owned(), figures);
-            }
-            Err(error) => missing.push(format!("guest alone under {name}: {error}")),
-        }
+        options.part(ALONE, name, || {
+            let runs = microvm::lives(vm, rounds);
+            report.take(format!("guests alone under {name}"), runs, |r| &mut r.vm_alone, name);
+        });
     }
-    report.missing = missing;
     report.complete();
     Ok(report)
 }
@@ -98,7 +137,7 @@ fn husk_memory() -> Result<Vec<(String, memory::Memory)>, String> {
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { rounds: 5, json: None };
+    let mut options = Options { rounds: 5, only: None, json: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -106,6 +145,10 @@ fn options() -> Result<Options, String> {
             "--rounds" => {
                 let rounds = value()?.parse().ok().filter(|rounds| *rounds > 0);
                 options.rounds = rounds.ok_or("--rounds takes a number from 1 on")?;
+            }
+            "--only" => {
+                let part = Some(value()?).filter(|part| PARTS.contains(&part.as_str()));
+                options.only = Some(part.ok_or("--only takes one of the parts")?);
             }
             "--json" => options.json = Some(value()?),
             _ => return Err(format!("unknown option '{word}'")),

@@ -15,17 +15,19 @@ pub mod events;
 pub mod leftovers;
 pub mod process;
 mod report;
+pub mod shim;
 
 use std::cell::{Cell, RefCell};
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use leftovers::Host;
 use process::{Output, Running, Size, Trace};
+use serde_json::Value;
 
 /// The image of all containers: busybox.
 pub const IMAGE: &str = "husk.test/busybox:latest";
@@ -40,6 +42,9 @@ pub const CD_CGROUP: &str = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup) 2
                              cd /sys/fs/cgroup; ";
 
 const HUSK: &str = "io.containerd.husk.v2";
+
+/// The shim of that runtime, on PATH.
+pub const HUSK_SHIM: &str = "containerd-shim-husk-v2";
 
 /// Cases run one at a time, or they would find each other's things left behind. Holds the
 /// host as the case before left it.
@@ -268,6 +273,32 @@ impl Lab {
     /// The file of containerd's own that has this name.
     pub fn containerd_path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// The directory that a task has in containerd's state.
+    pub fn bundle_path(&self, namespace: &str, id: &str) -> PathBuf {
+        self.directory.join("state/io.containerd.runtime.v2.task").join(namespace).join(id)
+    }
+
+    /// The spec that containerd makes.
+    pub fn spec(&self) -> Value {
+        static SPEC: OnceLock<Value> = OnceLock::new();
+        let ask = || serde_json::from_str(&self.ctr(&["oci", "spec"]).ended(0).text());
+        SPEC.get_or_init(|| ask().expect("a spec")).clone()
+    }
+
+    /// A root file system of its own, of busybox, that a case must not change.
+    pub fn rootfs(&self) -> PathBuf {
+        let rootfs = self.directory.join("rootfs");
+        if !rootfs.exists() {
+            let script = "set -eu; cd \"$1\"; umask 022; mkdir -p new/bin new/etc new/proc new/sys \
+                new/dev new/tmp; cp /bin/busybox new/bin/; \
+                for name in $(busybox --list); do ln -s busybox new/bin/$name 2>/dev/null || :; \
+                done; echo root:x:0:0:::/bin/sh >new/etc/passwd; mv new rootfs";
+            let made = Command::new("sh").args(["-c", script, "sh"]).arg(&self.directory).status();
+            assert!(made.expect("sh").success(), "cannot make a root file system");
+        }
+        rootfs
     }
 
     /// Names of what containerd keeps.

@@ -4,10 +4,13 @@
 //! a microVM gives. A file is a subject; a test is a case with its line of what it checks.
 //! See `husk_tests::containerd` for how they run and what a failure shows.
 
+mod clock;
 mod crash;
 mod errors;
 mod events;
 mod exec;
+mod features;
+mod hooks;
 mod isolation;
 mod limits;
 mod mounts;
@@ -15,6 +18,7 @@ mod pause;
 mod rootfs;
 mod run;
 mod signals;
+mod spec;
 mod stats;
 mod streams;
 mod terminal;
