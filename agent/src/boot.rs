@@ -16,9 +16,6 @@ use crate::error::{Doing, Error, Result};
 /// The cgroup that holds those of the containers.
 pub const CGROUPS: &str = "/sys/fs/cgroup/husk";
 
-/// Holds what the agent keeps about containers.
-pub const STATE: &str = "/run/husk";
-
 const NONE: Option<&str> = None;
 
 /// Covers the initramfs with a bind mount of itself and makes that the root.
@@ -34,7 +31,8 @@ pub fn cover_root() -> Result<()> {
     nix::unistd::chdir("/").doing("enter the root")
 }
 
-/// Mounts the kernel's file systems. Those that are there already are left alone.
+/// Mounts the kernel's file systems, after which the root need not change any more. Those
+/// that are there already are left alone.
 pub fn mount_all() -> Result<()> {
     let none = MsFlags::empty();
     let guarded = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -58,16 +56,19 @@ pub fn mount_all() -> Result<()> {
             Err(error) => return Err(error).doing(format!("mount {kind} on {path}")),
         }
     }
-    Ok(())
+    seal_root()
 }
 
-/// Makes what containers share: state directories, and the cgroup that theirs are in, with
-/// every controller that the kernel has.
+/// Makes the root read-only: a container that gets hold of /proc/<pid>/exe of a process on
+/// its way in must not be able to change the agent's program.
+fn seal_root() -> Result<()> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(NONE, "/", NONE, flags, NONE).doing("make the root read-only")
+}
+
+/// Makes the cgroup that those of the containers are in, with every controller that the
+/// kernel has.
 pub fn prepare_for_containers() -> Result<()> {
-    for directory in ["oci", "containers"] {
-        let directory = Path::new(STATE).join(directory);
-        std::fs::create_dir_all(&directory).doing(format!("create {directory:?}"))?;
-    }
     make_directory(CGROUPS)?;
     for cgroup in ["/sys/fs/cgroup", CGROUPS] {
         let offered = Path::new(cgroup).join("cgroup.controllers");

@@ -5,9 +5,10 @@
 
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use oci_spec::runtime::Spec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -22,7 +23,12 @@ pub struct Cgroup {
 impl Cgroup {
     /// The cgroup of container `id`, whether or not it exists.
     pub fn of(id: &str) -> Self {
-        Self { path: Path::new(CGROUPS).join(id) }
+        Self::at(&Path::new(CGROUPS).join(id))
+    }
+
+    /// The cgroup whose directory is `path`.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
     }
 
     pub fn path(&self) -> &Path {
@@ -31,6 +37,33 @@ impl Cgroup {
 
     pub fn create(&self) -> Result<()> {
         std::fs::create_dir(&self.path).doing(format!("create {:?}", self.path))
+    }
+
+    /// Creates it with those above it, each with every controller that there is for it. It
+    /// may exist, without processes.
+    pub fn create_in_tree(&self) -> Result<()> {
+        let mount = mount_point()?;
+        let mut parent = mount.clone();
+        for name in self.path.strip_prefix(&mount).doing("find the cgroup")?.components() {
+            // A cgroup with processes cannot have its controllers used below; limits that
+            // need one that is missing will say so.
+            let offered = Self::at(&parent).read("cgroup.controllers").unwrap_or_default();
+            for controller in offered.split_whitespace() {
+                let _ =
+                    Self::at(&parent).write("cgroup.subtree_control", &format!("+{controller}"));
+            }
+            parent.push(name);
+            match std::fs::create_dir(&parent) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(e).doing(format!("create {parent:?}"));
+                }
+                _ => {}
+            }
+        }
+        match self.counter("cgroup.events", "populated") {
+            0 => Ok(()),
+            _ => Err(Error::exists(format!("the cgroup {:?} has processes already", self.path))),
+        }
     }
 
     /// Content of one of its files. The error is the kernel's, for callers that know what
@@ -166,6 +199,64 @@ impl Cgroup {
     }
 }
 
+/// Where below the root of the cgroups a container's cgroup is to be. `linux.cgroupsPath` is
+/// a path, or `slice:prefix:name` for what systemd would make of that; without one it is a
+/// directory of ours.
+#[allow(dead_code)]
+pub fn cgroup_path(spec: &Spec, id: &str) -> std::result::Result<PathBuf, String> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    let path = match path {
+        Some(path) if path != Path::new("") => path,
+        _ => return Ok(Path::new("husk").join(id)),
+    };
+    let text = path.to_str().ok_or_else(|| format!("cgroupsPath {path:?} is not UTF-8"))?;
+    if !path.has_root()
+        && let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..]
+    {
+        return unit_path(slice, prefix, name)
+            .map_err(|why| format!("cgroupsPath {text:?}: {why}"));
+    }
+    let mut below = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => below.push(name),
+            // Above the root is the root.
+            Component::ParentDir => drop(below.pop()),
+            _ => {}
+        }
+    }
+    if below == Path::new("") {
+        return Err(format!("cgroupsPath {text:?} is the root, which is everybody's"));
+    }
+    Ok(below)
+}
+
+/// The directory of a unit: a scope, unless its name is a slice's. `a-b.slice` is in `a.slice`.
+fn unit_path(slice: &str, prefix: &str, name: &str) -> std::result::Result<PathBuf, String> {
+    let unit = match (name, prefix) {
+        ("", _) => return Err("there is no name".to_owned()),
+        (name, _) if name.ends_with(".slice") => name.to_owned(),
+        (name, "") => format!("{name}.scope"),
+        (name, prefix) => format!("{prefix}-{name}.scope"),
+    };
+    if unit.contains('/') {
+        return Err(format!("invalid unit name: {unit}"));
+    }
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let invalid = || format!("invalid slice name: {slice}");
+    let stem = slice.strip_suffix(".slice").ok_or_else(invalid)?;
+    let mut path = PathBuf::new();
+    // The root has this name.
+    if stem != "-" {
+        if stem.contains('/') || stem.split('-').any(str::is_empty) {
+            return Err(invalid());
+        }
+        let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+        path.extend(ends.map(|end| format!("{}.slice", &stem[..end])));
+    }
+    Ok(path.join(unit))
+}
+
 /// An event file of a cgroup; the kernel reports changes as urgent data.
 pub struct Watch {
     file: AsyncFd<std::fs::File>,
@@ -183,6 +274,32 @@ impl Watch {
         self.file.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())
     }
+}
+
+/// Where the cgroup v2 hierarchy is mounted; at its usual place if there are several.
+pub fn mount_point() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").doing("list the mounts")?;
+    let points = mounts.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        kind.starts_with("cgroup2 ").then(|| PathBuf::from(point.replace("\\040", " ")))
+    });
+    let usual = |point: &PathBuf| !point.starts_with("/sys/fs/cgroup");
+    points.min_by_key(usual).ok_or_else(|| {
+        Error::precondition(
+            "there is no cgroup v2 hierarchy; mount it: mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    })
+}
+
+/// A path of the hierarchy, as config.json has it, as one of the file system.
+pub fn below_mount(path: &Path) -> Result<PathBuf> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if !plain || relative.as_os_str().is_empty() {
+        return Err(Error::invalid(format!("{path:?} is no path of a cgroup")));
+    }
+    Ok(mount_point()?.join(relative))
 }
 
 /// The value of `key` in lines of `key value`.
@@ -214,9 +331,54 @@ mod tests {
 
     #[test]
     fn a_container_without_a_cgroup_has_nothing_to_kill() {
-        let cgroup = Cgroup { path: PathBuf::from("/nonexistent/husk") };
+        let cgroup = Cgroup::at(Path::new("/nonexistent/husk"));
         assert_eq!(cgroup.kill(), Ok(()));
         assert_eq!(cgroup.pids(), Ok(Vec::new()));
         assert_eq!(cgroup.counter("memory.events", "oom_kill"), 0);
+    }
+
+    #[test]
+    fn a_cgroup_is_where_the_configuration_says() {
+        let path = |path: Option<&str>| {
+            let mut spec = Spec::default();
+            let linux = spec.linux_mut().as_mut().expect("linux");
+            linux.set_cgroups_path(path.map(PathBuf::from));
+            cgroup_path(&spec, "c")
+        };
+        for (given, want) in [
+            (None, "husk/c"),
+            (Some(""), "husk/c"),
+            (Some("/a/b"), "a/b"),
+            (Some("a/b"), "a/b"),
+            (Some("/a//./b/"), "a/b"),
+            (Some("/../../a/../b"), "b"),
+            (Some("/a:b:c"), "a:b:c"),
+            (Some("a:b"), "a:b"),
+            (Some("system.slice:docker:1"), "system.slice/docker-1.scope"),
+            (Some(":docker:1"), "system.slice/docker-1.scope"),
+            (Some("-.slice:cri:1"), "cri-1.scope"),
+            (Some("user.slice::1"), "user.slice/1.scope"),
+            (Some("a.slice:x:a-b.slice"), "a.slice/a-b.slice"),
+            (
+                Some("kubepods-burstable-pod1_2.slice:cri-containerd:c"),
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/\
+                 cri-containerd-c.scope",
+            ),
+        ] {
+            assert_eq!(path(given), Ok(want.into()), "{given:?}");
+        }
+        for (given, want) in [
+            ("/", "is the root"),
+            ("a/..", "is the root"),
+            ("system:docker:1", "invalid slice name: system"),
+            (".slice:docker:1", "invalid slice name: .slice"),
+            ("a--b.slice:docker:1", "invalid slice name: a--b.slice"),
+            ("a/b.slice:docker:1", "invalid slice name: a/b.slice"),
+            ("a.slice:docker:../1", "invalid unit name: docker-../1.scope"),
+            ("a.slice:docker:", "there is no name"),
+        ] {
+            let error = path(Some(given)).expect_err(given);
+            assert!(error.contains(want), "{error}");
+        }
     }
 }

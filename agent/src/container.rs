@@ -19,7 +19,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::Notify;
 
 use crate::cgroup::Cgroup;
-use crate::engine::Pending;
+use crate::engine::seccomp::Filter;
+use crate::engine::wait::Pending;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
 use crate::reaper::ExitStatus;
@@ -43,6 +44,8 @@ pub struct Container {
     pub id: String,
     pub spec: Spec,
     pub cgroup: Cgroup,
+    /// Of all its processes.
+    pub filter: Option<Filter>,
     pub state: RefCell<State>,
     /// Told of every change of the state.
     pub changed: Notify,
@@ -59,8 +62,8 @@ pub struct State {
     pub deleting: bool,
     /// Delete, or a failed Create, has removed everything.
     pub gone: bool,
-    /// The engine's helper while it creates the container.
-    pub helper: Option<i32>,
+    /// Refers to the engine's stage while it creates the container.
+    pub stage: Option<OwnedFd>,
     pub init: Option<Process>,
     /// What Start needs; taken by it.
     pub pending: Option<Pending>,
@@ -106,17 +109,18 @@ impl Process {
 }
 
 impl Container {
-    pub fn new(id: &str, spec: Spec, outbox: Outbox) -> Self {
+    pub fn new(id: &str, spec: Spec, filter: Option<Filter>, outbox: Outbox) -> Self {
         Self {
             id: id.to_owned(),
             spec,
             cgroup: Cgroup::of(id),
+            filter,
             state: RefCell::new(State {
                 phase: Phase::Creating,
                 paused: false,
                 deleting: false,
                 gone: false,
-                helper: None,
+                stage: None,
                 init: None,
                 pending: None,
                 execs: HashMap::new(),
@@ -312,7 +316,7 @@ mod tests {
     /// What the host is told when `story` happens to a container with an exec.
     async fn told(story: impl FnOnce(&Container)) -> Vec<(String, u32)> {
         let (outbox, outgoing) = queue();
-        let container = Container::new("c", Spec::default(), outbox);
+        let container = Container::new("c", Spec::default(), None, outbox);
         {
             let mut state = container.state.borrow_mut();
             state.phase = Phase::Running;

@@ -4,7 +4,7 @@
 //! answers the host's requests about containers (`control`, `agent`, `verbs`), reaps every
 //! process of the guest (`reaper`) and tells the host what ends. It has one thread, opens
 //! every connection itself (`host`), and outlives any failed request, because its end is
-//! the VM's.
+//! the VM's. Outside of a guest the same program is an OCI runtime (`oci`).
 
 mod agent;
 mod boot;
@@ -14,6 +14,7 @@ mod control;
 mod engine;
 mod error;
 mod host;
+mod oci;
 mod outbox;
 mod reaper;
 mod resources;
@@ -21,6 +22,7 @@ mod setup;
 mod stdio;
 mod verbs;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use error::{Doing, Result};
@@ -29,10 +31,13 @@ use host::Host;
 fn main() -> ExitCode {
     let started_ns = control::boottime_ns();
     let mut arguments = std::env::args_os();
-    match arguments.nth(1) {
-        Some(first) if first == engine::helper::ARGUMENT => {
-            return ExitCode::from(engine::helper::main(arguments));
-        }
+    let name = arguments.next().unwrap_or_default();
+    // As a link of this name it can take the place of another OCI runtime.
+    if Path::new(&name).file_name().is_some_and(|name| name == "husk-oci") {
+        return oci::main(arguments);
+    }
+    match arguments.next() {
+        Some(first) if first == "oci" => return oci::main(arguments),
         // For development: the agent without a VM, in namespaces that are its own, with the
         // host's ports as Unix sockets in a directory.
         Some(first) if first == "--host-directory" && std::process::id() == 1 => {

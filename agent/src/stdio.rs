@@ -25,13 +25,6 @@ use crate::host::Host;
 /// As much as a pipe holds.
 const BUFFER: usize = 64 << 10;
 
-/// The three descriptors that a process starts with.
-pub struct ChildStdio {
-    pub stdin: OwnedFd,
-    pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
-}
-
 /// Streams that are connected to the host, but not yet to a process.
 pub struct Connected {
     stdin: Option<UnixStream>,
@@ -62,9 +55,9 @@ impl Connected {
         Self { stdin: None, stdout: None, stderr: None }
     }
 
-    /// Makes pipes, owned by `uid` so that the process may open them again, and starts to
+    /// Makes pipes for the three standard descriptors, owned by `uid` so that the process may open them again, and starts to
     /// copy. Streams without a connection are /dev/null.
-    pub fn pipes(self, uid: u32) -> Result<(ChildStdio, Streams)> {
+    pub fn pipes(self, uid: u32) -> Result<([OwnedFd; 3], Streams)> {
         let (finish, finished) = watch::channel(());
         let stdin = match self.stdin {
             None => null()?,
@@ -85,7 +78,7 @@ impl Connected {
             }
         };
         let (stdout, stderr) = (output(self.stdout)?, output(self.stderr)?);
-        Ok((ChildStdio { stdin, stdout, stderr }, Streams { _finish: finish }))
+        Ok(([stdin, stdout, stderr], Streams { _finish: finish }))
     }
 
     /// Starts to copy between the host and the master side of a pseudo-terminal.
@@ -105,12 +98,6 @@ impl Connected {
             }
         }
         Ok(Streams { _finish: finish })
-    }
-}
-
-impl ChildStdio {
-    pub fn null() -> Result<Self> {
-        Ok(Self { stdin: null()?, stdout: null()?, stderr: null()? })
     }
 }
 
@@ -335,9 +322,9 @@ mod tests {
         local(async {
             let (connected, _, host) = connected(false, true);
             let mut host = host.expect("stdout");
-            let (child, _streams) = connected.pipes(0).expect("pipes");
+            let ([_stdin, child, _], _streams) = connected.pipes(0).expect("pipes");
             let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
-            let writer = blocking_write(child.stdout, bytes.clone());
+            let writer = blocking_write(child, bytes.clone());
             let mut read = Vec::new();
             host.read_to_end(&mut read).await.expect("read");
             writer.join().expect("writer");
@@ -351,10 +338,10 @@ mod tests {
         local(async {
             let (connected, host, _) = connected(true, false);
             let mut host = host.expect("stdin");
-            let (child, _streams) = connected.pipes(0).expect("pipes");
+            let ([child, _, _], _streams) = connected.pipes(0).expect("pipes");
             host.write_all(b"hello").await.expect("write");
             host.shutdown().await.expect("shutdown");
-            let child = Endpoint::new(child.stdin).expect("endpoint");
+            let child = Endpoint::new(child).expect("endpoint");
             let mut buffer = [0; 16];
             assert_eq!(child.read(&mut buffer).await.expect("read"), 5);
             assert_eq!(child.read(&mut buffer).await.expect("read"), 0);
@@ -366,13 +353,13 @@ mod tests {
         local(async {
             let (connected, _, host) = connected(false, true);
             let mut host = host.expect("stdout");
-            let (child, _streams) = connected.pipes(0).expect("pipes");
+            let ([_stdin, child, _], _streams) = connected.pipes(0).expect("pipes");
             host.shutdown().await.expect("shutdown");
             // Delivered after the half-close was there to be seen: it has been seen.
             let mut early = [0; 5];
-            nix::unistd::write(&child.stdout, b"early").expect("write");
+            nix::unistd::write(&child, b"early").expect("write");
             host.read_exact(&mut early).await.expect("read");
-            nix::unistd::write(&child.stdout, b"late").expect("write");
+            nix::unistd::write(&child, b"late").expect("write");
             drop(child);
             let mut read = Vec::new();
             host.read_to_end(&mut read).await.expect("read");
@@ -385,9 +372,9 @@ mod tests {
     fn a_host_that_goes_away_closes_the_pipe() {
         local(async {
             let (connected, _, host) = connected(false, true);
-            let (child, _streams) = connected.pipes(0).expect("pipes");
+            let ([_stdin, child, _], _streams) = connected.pipes(0).expect("pipes");
             drop(host);
-            let child = Endpoint::new(child.stdout).expect("endpoint");
+            let child = Endpoint::new(child).expect("endpoint");
             loop {
                 if child.write_all(&[0; 4096]).await.is_err() {
                     return;
@@ -402,8 +389,8 @@ mod tests {
         local(async {
             let (connected, _, host) = connected(false, true);
             let mut host = host.expect("stdout");
-            let (child, streams) = connected.pipes(0).expect("pipes");
-            nix::unistd::write(&child.stdout, b"tail").expect("write");
+            let ([_stdin, child, _], streams) = connected.pipes(0).expect("pipes");
+            nix::unistd::write(&child, b"tail").expect("write");
             drop(streams);
             let mut read = Vec::new();
             // The process's end is still open.

@@ -53,7 +53,7 @@ async fn a_container_runs_and_leaves_nothing() {
     guest.delete("c1", "").await.expect("delete again");
     let unknown = guest.start_container("c1").await.expect_err("unknown");
     assert!(unknown.contains("NOT_FOUND"), "{unknown}");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn processes_get_what_the_spec_says() {
         assert_eq!(fds, 4, "{what} has stray descriptors");
     }
     guest.delete("c2", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn execs_are_told_before_the_container() {
         assert_eq!(exits[5], &format!("exit {id}"));
         guest.delete(&id, "").await.expect("delete");
     }
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn ends_follow_the_answers_that_announce_them() {
         assert!(guest.order[0].starts_with("response"), "{:?}", guest.order);
     }
     guest.delete("c", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -180,13 +180,13 @@ async fn programs_that_cannot_run_are_named() {
     let mut spec = guest.spec(&["true"]);
     spec["root"]["path"] = "/nowhere".into();
     let error = guest.create("c", &spec, Stdio::new()).await.expect_err("root");
-    assert!(error.contains("No such file or directory"), "{error}");
+    assert!(error.contains("rootfs /nowhere: no such file or directory"), "{error}");
     let mut spec = guest.spec(&["true"]);
     spec["mounts"][0] = json!({"destination": "/x", "type": "nofs", "source": "x"});
     let error = guest.create("c", &spec, Stdio::new()).await.expect_err("mount");
     assert!(error.contains("nofs") && error.contains("ENODEV"), "{error}");
     guest.delete("s", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
     assert_eq!(guest.events.iter().filter(|event| event.has_exit()).count(), 1);
 }
 
@@ -237,7 +237,7 @@ async fn terminals_have_a_size_an_owner_and_a_tail() {
         guest.delete("c1", "").await.expect("delete");
         guest.events.clear();
     }
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -279,7 +279,7 @@ async fn a_container_is_paused_signalled_and_listed() {
     let refused = guest.start_container("c2").await.expect_err("start");
     assert!(refused.contains("FAILED_PRECONDITION"), "{refused}");
     guest.delete("c2", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn limits_hold_change_and_are_counted() {
     assert_eq!((exit.status, exit.oom), (137, true));
     assert_eq!(guest.output("c1", "e2", &process(&["echo", "on"])).await, ("on\n".into(), 0));
     guest.delete("c1", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }
 
 #[tokio::test]
@@ -360,5 +360,5 @@ async fn output_is_whole_and_a_reader_that_stalls_blocks_nobody() {
     assert_eq!(out, "uid=1000(user) gid=1000 groups=5,7\nagain\n");
     assert_eq!(status, 0);
     guest.delete("c1", "").await.expect("delete");
-    guest.assert_clean();
+    guest.assert_clean().await;
 }

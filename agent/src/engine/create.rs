@@ -1,148 +1,207 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! In the helper: a container, made by libcontainer up to the point where its first
-//! process waits to be started.
+//! A container's first process, from the stage to its program: namespaces, users, root file
+//! system, hooks, identity; then it waits to be started.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::sys::stat::{Mode, umask};
-use oci_spec::runtime::Spec;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::{Hooks, Process, Spec};
 
-use super::helper::Inherited;
-use super::{program, spec, state_root};
+use super::channel::{Channel, Message};
+use super::hooks::State;
+use super::namespaces::{self, Namespaces};
+use super::process::{self, Identity, Stdio};
+use super::program::text;
+use super::rootfs::{self, Sources};
+use super::seccomp::Filter;
+use super::stage::{self, Failure, Stage};
+use super::{device_rules, hooks, sysctl};
 
-/// Returns the pid, and the terminal if the process has one. The text of an error is the
-/// whole chain of causes that libcontainer knows of.
-pub fn create(
-    id: &str,
-    bundle: &Path,
-    inherited: &Inherited,
-) -> Result<(i32, Option<OwnedFd>), String> {
-    umask(Mode::from_bits_truncate(0o022));
-    let file = bundle.join("config.json");
-    let mut config = Spec::load(&file).map_err(|e| format!("cannot read {file:?}: {e}"))?;
-    spec::complete(&mut config)?;
-    config.save(&file).map_err(|e| format!("cannot write {file:?}: {e}"))?;
-    let terminal = config.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
-    let console = terminal.then(|| Console::listen(bundle)).transpose()?;
-    let container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(Program { result: inherited.result.as_raw_fd() })
-        .with_root_path(state_root())
-        .map_err(chain)?
-        .with_console_socket(console.is_some().then(|| bundle.join(CONSOLE)))
-        .as_init(bundle)
-        .with_systemd(false)
-        .as_sibling(true)
-        .build()
-        .map_err(chain)?;
-    let pid = container.pid().ok_or("libcontainer made no process")?.as_raw();
-    let terminal = console.map(|console| console.receive(&config)).transpose()?;
-    Ok((pid, terminal))
+/// What a container is made of.
+pub struct Create<'a> {
+    pub id: &'a str,
+    pub spec: &'a Spec,
+    /// Relative paths of the spec begin here.
+    pub bundle: &'a Path,
+    /// Its cgroup (v2), which exists and has its limits.
+    pub cgroup: &'a Path,
+    pub filter: Option<&'a Filter>,
+    pub stdio: Stdio<'a>,
+    /// Where the first process waits for its start; without it, on the channel.
+    pub gate: Option<&'a UnixListener>,
+    /// Whether this caller runs the hooks of the runtime when it is told that they are due.
+    pub runtime_hooks: bool,
+    /// Take the root by pivot_root(2), or else by chroot(2).
+    pub pivot: bool,
+    pub keyring: bool,
+    /// Descriptors from 3 on that the program gets.
+    pub preserved: u32,
 }
 
-/// An error with its causes, in one line.
-fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
+impl Create<'_> {
+    /// Starts the stage that makes the process.
+    pub fn start(&self) -> std::io::Result<Stage> {
+        let mut keep: Vec<i32> = (3..3 + self.preserved as i32).collect();
+        if let Stdio::Given(fds) = self.stdio {
+            keep.extend(fds.iter().map(|fd| fd.as_raw_fd()));
         }
-        cause = error.source();
-    }
-    text
-}
-
-/// How the container's first process becomes its program, in place of libcontainer's way:
-/// the errors are runc's, and the environment is passed on in the order it was given.
-#[derive(Clone)]
-struct Program {
-    result: RawFd,
-}
-
-impl Program {
-    fn tell(&self, why: &str) {
-        // SAFETY: writes why.len() bytes from why. Whether it arrives cannot be helped.
-        unsafe { libc::write(self.result, why.as_ptr().cast(), why.len()) };
-    }
-}
-
-impl Executor for Program {
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let Some(process) = spec.process() else { return Ok(()) };
-        program::find(process).map(drop).map_err(|why| {
-            self.tell(&why);
-            ExecutorValidationError::ArgValidationError(why)
-        })
+        keep.extend(self.gate.map(|gate| gate.as_raw_fd()));
+        stage::start(&keep, |channel| self.stage(channel))
     }
 
-    fn setup_envs(
-        &self,
-        _: std::collections::HashMap<String, String>,
-    ) -> Result<(), ExecutorSetEnvsError> {
+    /// In the stage: what takes the rights of the runtime and its view of the files.
+    fn stage(&self, channel: &Channel) -> Result<(), Failure> {
+        let process = self.process()?;
+        process::set_oom_score(process)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = |path: &Path| {
+            open(path, flags, Mode::empty())
+                .map_err(|e| format!("cannot open {path:?}: {}", text(e)))
+        };
+        let proc = directory(Path::new("/proc"))?;
+        let sysctls = sysctl::directory()?;
+        let cgroup = directory(self.cgroup)?;
+        if let Some(linux) = self.spec.linux()
+            && let Some(rules) = linux.resources().as_ref().and_then(|r| r.devices().as_ref())
+        {
+            device_rules::apply(cgroup.as_fd(), rules)?;
+        }
+        let sources = Sources::open(self.spec, self.bundle)?;
+        let namespaces = Namespaces::of(self.spec)?;
+        namespaces.join()?;
+        if let Some(linux) = self.spec.linux()
+            && namespaces.new & libc::CLONE_NEWTIME != 0
+        {
+            namespaces::make_time(linux, &proc)?;
+        }
+        let (mapped, map) = std::io::pipe().map_err(|e| format!("cannot make a pipe: {e}"))?;
+        let init = || {
+            // The stage's end of the pipe would keep it open here.
+            // SAFETY: closes this process's copy, which nothing here uses.
+            unsafe { libc::close(map.as_raw_fd()) };
+            self.init(channel, &namespaces, sources, &sysctls, File::from(OwnedFd::from(mapped)))
+        };
+        let (pid, pidfd) = stage::clone(namespaces.to_clone(), cgroup.as_fd(), init, channel)
+            .map_err(|e| format!("cannot make the container's first process: {}", text(e)))?;
+        if let Some(linux) = self.spec.linux()
+            && namespaces.new & libc::CLONE_NEWUSER != 0
+        {
+            namespaces::map_users(linux, pid, &proc)?;
+        }
+        channel.tell(&Message::Made(pid), &[pidfd.as_fd()]);
+        let _ = File::from(OwnedFd::from(map)).write_all(b"m");
         Ok(())
     }
 
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let why = match spec.process() {
-            Some(process) => program::execute(process),
-            None => "the container has no process".to_owned(),
-        };
-        self.tell(&why);
-        Err(ExecutorError::Other(why))
-    }
-}
-
-const CONSOLE: &str = "console.sock";
-
-/// The socket to which libcontainer sends the terminal that it makes in the container.
-struct Console {
-    listener: UnixListener,
-}
-
-impl Console {
-    fn listen(bundle: &Path) -> Result<Self, String> {
-        // From inside the directory, because a socket's path is limited to 107 bytes.
-        let listen = || {
-            std::env::set_current_dir(bundle)?;
-            let listener = UnixListener::bind(CONSOLE)?;
-            std::env::set_current_dir("/")?;
-            Ok(Self { listener })
-        };
-        listen().map_err(|e: std::io::Error| format!("cannot listen for the terminal: {e}"))
-    }
-
-    /// Receives the terminal, and gives it to the process's user and its initial size.
-    fn receive(self, spec: &Spec) -> Result<OwnedFd, String> {
-        let failed = |why: &dyn std::fmt::Display| format!("cannot receive the terminal: {why}");
-        let (stream, _) = self.listener.accept().map_err(|e| failed(&e))?;
-        let mut name = [0; 256];
-        let mut buffer = [IoSliceMut::new(&mut name)];
-        let mut space = nix::cmsg_space!(RawFd);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut buffer, Some(&mut space), flags)
-            .map_err(|e| failed(&e))?;
-        let mut master = None;
-        for rights in message.cmsgs().map_err(|e| failed(&e))? {
-            if let ControlMessageOwned::ScmRights(fds) = rights {
-                for fd in fds {
-                    // SAFETY: the kernel has just made it for us.
-                    master = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+    /// In the container's first process.
+    fn init(
+        &self,
+        channel: &Channel,
+        namespaces: &Namespaces,
+        sources: Sources,
+        sysctls: &OwnedFd,
+        mut mapped: File,
+    ) -> Result<Infallible, Failure> {
+        let process = self.process()?;
+        // Also orders what this process tells after what the stage has told.
+        if mapped.read_exact(&mut [0]).is_err() {
+            stage::exit(1);
+        }
+        drop(mapped);
+        let user = namespaces.private(libc::CLONE_NEWUSER);
+        if user {
+            process::set_ids(0, 0)?;
+        }
+        process::make_session(self.keyring.then_some(self.id))?;
+        namespaces.cgroup()?;
+        if namespaces.new & libc::CLONE_NEWNET != 0 {
+            crate::boot::loopback_up().map_err(|e| e.message)?;
+        }
+        let root = rootfs::build(self.spec, self.bundle, sources, self.cgroup)?;
+        self.hooks_before_the_root_changes(channel)?;
+        root.enter(self.spec, self.pivot)?;
+        let terminal = match self.stdio {
+            Stdio::Inherited => None,
+            Stdio::Given(fds) => process::take_stdio(fds).map(|()| None)?,
+            Stdio::Terminal(rows, cols) => {
+                let (master, slave) = process::open_terminal(process.user().uid(), rows, cols)?;
+                if namespaces.private(libc::CLONE_NEWNS) {
+                    rootfs::bind_console(slave.as_fd())?;
                 }
+                process::take_terminal(&slave)?;
+                Some(master)
+            }
+        };
+        self.set_names()?;
+        sysctl::apply(self.spec, sysctls)?;
+        rootfs::restrict(self.spec)?;
+        process::set_personality(self.spec)?;
+        let identity =
+            Identity { process, filter: self.filter, mapped: user, preserved: self.preserved };
+        let program = identity.assume()?;
+        channel.tell(&Message::Ready, terminal.as_ref().map(AsFd::as_fd).as_slice());
+        drop(terminal);
+        let channel = match self.gate {
+            None if channel.wait() => None,
+            None => stage::exit(1),
+            Some(gate) => {
+                let (starter, _) = gate.accept().map_err(|e| format!("cannot be started: {e}"))?;
+                Some(Channel::from(OwnedFd::from(starter)))
+            }
+        };
+        let hooks = self.hooks().and_then(|hooks| hooks.start_container().as_ref());
+        let why = match hooks::run("startContainer", hooks, &self.state("created", 1)) {
+            Ok(()) => identity.execute(&program),
+            Err(why) => why.into(),
+        };
+        // The one who starts it wants to know, who need not be the one who made it.
+        if let Some(starter) = channel {
+            stage::in_child(&starter, || Err(why));
+            stage::exit(127)
+        }
+        Err(why)
+    }
+
+    fn hooks_before_the_root_changes(&self, channel: &Channel) -> Result<(), Failure> {
+        if self.runtime_hooks {
+            channel.tell(&Message::Hooks, &[]);
+            if !channel.wait() {
+                stage::exit(1);
             }
         }
-        let master = master.ok_or_else(|| failed(&"none came"))?;
-        program::own_terminal(&master, spec::host_uid(spec))?;
-        Ok(master)
+        let hooks = self.hooks().and_then(|hooks| hooks.create_container().as_ref());
+        Ok(hooks::run("createContainer", hooks, &self.state("creating", 1))?)
+    }
+
+    fn set_names(&self) -> Result<(), String> {
+        if let Some(name) = self.spec.hostname().as_deref().filter(|name| !name.is_empty()) {
+            nix::unistd::sethostname(name)
+                .map_err(|e| format!("cannot set the hostname {name:?}: {}", text(e)))?;
+        }
+        if let Some(name) = self.spec.domainname().as_deref().filter(|name| !name.is_empty()) {
+            // SAFETY: reads name.len() bytes of name.
+            let set = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+            stage::check(set, &format!("set the domainname {name:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn process(&self) -> Result<&Process, Failure> {
+        self.spec.process().as_ref().ok_or_else(|| "the spec has no process".into())
+    }
+
+    fn hooks(&self) -> Option<&Hooks> {
+        self.spec.hooks().as_ref()
+    }
+
+    fn state(&self, status: &'static str, pid: i32) -> State<'_> {
+        State { id: self.id, status, pid, bundle: self.bundle, spec: self.spec }
     }
 }

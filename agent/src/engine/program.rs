@@ -16,7 +16,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Finds the program of a process in the file system that the caller sees, with the rights
 /// that the caller has.
-pub fn find(process: &Process) -> Result<PathBuf, String> {
+fn find(process: &Process) -> Result<PathBuf, String> {
     let name = process.args().as_ref().and_then(|args| args.first());
     let name = name.ok_or("the process has no args")?;
     if name.contains('/') {
@@ -38,30 +38,39 @@ pub fn find(process: &Process) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("exec: {name:?}: executable file not found in $PATH"))
 }
 
-/// Becomes the program. Returns only if that failed, with the reason.
-pub fn execute(process: &Process) -> String {
-    let program = match find(process) {
-        Ok(program) => program,
-        Err(why) => return why,
-    };
-    let strings = |list: &Option<Vec<String>>| {
-        list.iter().flatten().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>()
-    };
-    let path = CString::new(program.as_os_str().as_bytes());
-    let (Ok(path), Ok(args), Ok(env)) = (path, strings(process.args()), strings(process.env()))
-    else {
-        return "an argument or an environment variable holds a zero byte".to_owned();
-    };
-    default_signals();
-    match nix::unistd::execve(&path, &args, &env) {
-        Ok(never) => match never {},
-        Err(errno) => format!("exec {}: {}", program.display(), text(errno)),
+/// A program that was found, with what it is to be given.
+pub struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    pub fn find(process: &Process) -> Result<Self, String> {
+        let path = find(process)?;
+        let strings = |list: &Option<Vec<String>>| {
+            list.iter().flatten().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>()
+        };
+        let path = CString::new(path.as_os_str().as_bytes());
+        match (path, strings(process.args()), strings(process.env())) {
+            (Ok(path), Ok(args), Ok(env)) => Ok(Self { path, args, env }),
+            _ => Err("an argument or an environment variable holds a zero byte".to_owned()),
+        }
+    }
+
+    /// Becomes the program. Returns only if that failed, with the reason.
+    pub fn execute(&self) -> String {
+        default_signals();
+        match nix::unistd::execve(&self.path, &self.args, &self.env) {
+            Ok(never) => match never {},
+            Err(errno) => format!("exec {}: {}", self.path.to_string_lossy(), text(errno)),
+        }
     }
 }
 
 /// Undoes what Rust's runtime, the agent and whoever started it do to signals: a program
 /// expects to be killed by SIGPIPE, and to receive everything.
-fn default_signals() {
+pub fn default_signals() {
     // SAFETY: signal() with SIG_DFL installs no handler; sigprocmask() reads a set that was
     // made empty just before. Signals that cannot be set have no other way to be.
     unsafe {

@@ -3,26 +3,28 @@
 //! Create: cgroup, streams and first process of a container, which then waits for Start.
 //! Until the answer is given, everything made is undone when a step fails.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use husk_protocol::agent::Create;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::agent::{Agent, check_id};
 use crate::container::{Container, Phase, Process};
-use crate::engine::{self, spec};
-use crate::error::{Doing, Error, Result};
+use crate::engine::seccomp::Filter;
+use crate::engine::{self, Stdio, namespaces, spec, users};
+use crate::error::{Error, Result};
 use crate::outbox::Reply;
 use crate::resources;
-use crate::stdio::{ChildStdio, Connected, set_size};
+use crate::stdio::Connected;
 use crate::verbs::{delete, process};
 
 pub async fn create(agent: &Rc<Agent>, request: Create, reply: Reply) {
-    let (container, limits) = match claim(agent, &request) {
-        Ok(claimed) => claimed,
+    let container = match claim(agent, &request) {
+        Ok(container) => container,
         Err(error) => return reply.send(Err(error)),
     };
-    match make(agent, &container, &request, limits).await {
+    match make(agent, &container, &request).await {
         Ok(pid) => {
             reply.send(Ok(process(pid)));
             container.announce("");
@@ -38,66 +40,80 @@ pub async fn create(agent: &Rc<Agent>, request: Create, reply: Reply) {
 }
 
 /// Checks the request and takes the id.
-fn claim(agent: &Agent, request: &Create) -> Result<(Rc<Container>, Option<LinuxResources>)> {
+fn claim(agent: &Agent, request: &Create) -> Result<Rc<Container>> {
     let id = request.container.as_str();
     check_id(id)?;
     if agent.containers.borrow().contains_key(id) {
         return Err(Error::exists(format!("container {id} exists")));
     }
-    let mut config: Spec = serde_json::from_slice(&request.spec)
+    let mut spec: Spec = serde_json::from_slice(&request.spec)
         .map_err(|error| Error::invalid(format!("cannot read the spec: {error}")))?;
-    let limits = spec::fit(&mut config, id, request.stdio.terminal)?;
-    let container = Rc::new(Container::new(id, config, agent.outbox.clone()));
+    fit(&mut spec);
+    spec::check(&spec, true).map_err(Error::invalid)?;
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let filter = seccomp.map(Filter::compile).transpose().map_err(Error::invalid)?;
+    let container = Rc::new(Container::new(id, spec, filter, agent.outbox.clone()));
     agent.containers.borrow_mut().insert(id.to_owned(), container.clone());
-    Ok((container, limits))
+    Ok(container)
 }
 
-async fn make(
-    agent: &Agent,
-    container: &Rc<Container>,
-    request: &Create,
-    limits: Option<LinuxResources>,
-) -> Result<i32> {
-    let bundle = engine::bundle(&container.id);
-    std::fs::create_dir(&bundle).doing(format!("create {bundle:?}"))?;
-    let config = serde_json::to_vec(&container.spec).doing("write the spec")?;
-    std::fs::write(bundle.join("config.json"), config).doing("write config.json")?;
+/// Takes out what does not concern a container of a pod.
+fn fit(spec: &mut Spec) {
+    // Without a UTS namespace of its own the container has the pod's name.
+    if !namespaces::has(spec, LinuxNamespaceType::Uts) {
+        spec.set_hostname(None).set_domainname(None);
+    }
+}
+
+async fn make(agent: &Agent, container: &Rc<Container>, request: &Create) -> Result<i32> {
     container.cgroup.create()?;
-    if let Some(limits) = limits {
-        resources::apply(&container.cgroup, &limits)?;
+    let linux = container.spec.linux().as_ref();
+    if let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) {
+        resources::apply(&container.cgroup, limits)?;
     }
 
     let connected = Connected::dial(&agent.host, &request.stdio).await?;
     not_deleted(container)?;
-    let (stdio, connected, streams) = if request.stdio.terminal {
-        (ChildStdio::null()?, Some(connected), None)
+    let (fds, connected, streams) = if request.stdio.terminal {
+        (None, Some(connected), None)
     } else {
-        let (stdio, streams) = connected.pipes(spec::host_uid(&container.spec))?;
-        (stdio, None, Some(streams))
+        let (fds, streams) = connected.pipes(users::host_uid(&container.spec))?;
+        (Some(fds), None, Some(streams))
+    };
+    let stdio = match &fds {
+        Some(fds) => Stdio::Given(fds),
+        None => Stdio::Terminal(request.stdio.rows, request.stdio.cols),
     };
     let since = agent.reaper.now();
-    let on_helper = |pid| container.state.borrow_mut().helper = Some(pid);
-    let made = engine::create(&agent.reaper, &container.id, stdio, on_helper).await;
-    container.state.borrow_mut().helper = None;
-    let made = made?;
+    let create = engine::Create {
+        id: &container.id,
+        spec: &container.spec,
+        bundle: Path::new("/"),
+        cgroup: container.cgroup.path(),
+        filter: container.filter.as_ref(),
+        stdio,
+        gate: None,
+        runtime_hooks: false,
+        pivot: true,
+        keyring: true,
+        preserved: 0,
+    };
+    let on_stage = |pidfd| container.state.borrow_mut().stage = Some(pidfd);
+    let made = engine::wait::create(&create, on_stage).await;
+    drop(fds);
+    container.state.borrow_mut().stage = None;
+    let (made, pending) = made?;
     not_deleted(container)?;
 
     let streams = match (&made.terminal, connected, streams) {
-        (Some(terminal), Some(connected), _) => {
-            let (rows, cols) = (request.stdio.rows, request.stdio.cols);
-            if rows != 0 || cols != 0 {
-                set_size(terminal, rows, cols)?;
-            }
-            connected.terminal(terminal)?
-        }
+        (Some(terminal), Some(connected), _) => connected.terminal(terminal)?,
         (None, _, Some(streams)) => streams,
         _ => return Err(Error::internal("the engine made no terminal")),
     };
-    let pidfd = engine::pidfd(made.pid)?;
     {
         let mut state = container.state.borrow_mut();
-        state.init = Some(Process::new(made.pid, pidfd, made.terminal, streams));
-        state.pending = Some(made.pending);
+        state.init = Some(Process::new(made.pid, made.pidfd, made.terminal, streams));
+        state.pending = Some(pending);
         state.phase = Phase::Created;
     }
     let watcher = container.clone();

@@ -3,6 +3,7 @@
 //! Delete: kills what is left of a container or an exec and removes every trace. It may be
 //! asked for at any time and more than once.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use husk_protocol::agent::response::Result as Outcome;
 
 use crate::agent::Agent;
 use crate::container::{Container, Exec, Phase};
-use crate::engine;
-use crate::error::{Error, Result};
+use crate::engine::stage;
+use crate::error::{Doing, Error, Result};
 use crate::verbs::done;
 
 /// A killed process ends when it leaves the kernel; this long may that take.
@@ -34,11 +35,11 @@ async fn delete_container(agent: &Agent, container: &Rc<Container>) -> Result<()
     let creating = container.state.borrow().phase == Phase::Creating;
     if creating {
         // Create sees `deleting`, undoes what it did and takes the container away.
-        if let Some(helper) = container.state.borrow().helper {
-            // SAFETY: kill() takes no pointers. The helper has not been reaped: Create
-            // forgets it when it has.
-            unsafe { libc::kill(helper, libc::SIGKILL) };
-        }
+        let killed = match &container.state.borrow().stage {
+            Some(stage) => stage::kill(stage.as_fd(), libc::SIGKILL),
+            None => Ok(()),
+        };
+        killed.doing("kill the container's engine")?;
         container.cgroup.kill()?;
     }
     if creating || !first {
@@ -62,7 +63,6 @@ pub async fn clear(agent: &Agent, container: &Rc<Container>) -> Result<()> {
     // A frozen cgroup lets its processes be killed, so it need not be thawed.
     note(within(container, |state| state.all_ended()).await);
     note(container.cgroup.remove(LIMIT).await);
-    note(engine::forget(&container.id));
     {
         let mut state = container.state.borrow_mut();
         // Delivers what is in the pipes, then closes.

@@ -9,7 +9,7 @@ use husk_protocol::agent::Start;
 
 use crate::agent::Agent;
 use crate::container::{Container, Phase};
-use crate::engine::{self, Pending};
+use crate::engine::wait::Pending;
 use crate::error::{Error, Result};
 use crate::outbox::Reply;
 use crate::verbs::process;
@@ -23,7 +23,7 @@ pub async fn start(agent: &Rc<Agent>, request: Start, reply: Reply) {
         Ok(begun) => begun,
         Err(error) => return reply.send(Err(error)),
     };
-    match engine::start(&container.id, pending).await {
+    match pending.start().await {
         Ok(()) => {
             {
                 let mut state = container.state.borrow_mut();

@@ -3,8 +3,6 @@
 //! Stats: what cgroups have counted, for many containers at once. Those that do not exist
 //! are left out, and what a kernel does not count is 0.
 
-use std::rc::Rc;
-
 use husk_protocol::agent::response::Result as Outcome;
 use husk_protocol::agent::{
     ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Stats, StatsList,
@@ -12,13 +10,16 @@ use husk_protocol::agent::{
 
 use crate::agent::Agent;
 use crate::cgroup::{Cgroup, keyed, pairs};
-use crate::container::Container;
 use crate::error::{Error, Result};
 
 pub fn stats(agent: &Agent, request: &Stats) -> Result<Outcome> {
     let containers = agent.containers.borrow();
-    let found: Vec<ContainerStats> =
-        request.containers.iter().filter_map(|id| containers.get(id)).map(of).collect();
+    let found: Vec<ContainerStats> = request
+        .containers
+        .iter()
+        .filter_map(|id| containers.get(id))
+        .map(|c| of(&c.id, &c.cgroup))
+        .collect();
     if found.is_empty() && !request.containers.is_empty() {
         return Err(Error::not_found(format!(
             "container {:?} does not exist",
@@ -28,10 +29,10 @@ pub fn stats(agent: &Agent, request: &Stats) -> Result<Outcome> {
     Ok(Outcome::Stats(StatsList { stats: found, ..Default::default() }))
 }
 
-fn of(container: &Rc<Container>) -> ContainerStats {
-    let cgroup = &container.cgroup;
+/// What the cgroup of container `id` has counted.
+pub fn of(id: &str, cgroup: &Cgroup) -> ContainerStats {
     ContainerStats {
-        container: container.id.clone(),
+        container: id.to_owned(),
         cpu: Some(cpu(cgroup)).into(),
         memory: Some(memory(cgroup)).into(),
         pids: Some(PidsStats {

@@ -35,6 +35,9 @@ pub struct Guest {
     place: Child,
     image: Option<String>,
     pub directory: PathBuf,
+    /// How many mounts and descriptors the agent has while there are no containers.
+    mounts: usize,
+    descriptors: usize,
     stream: Option<UnixStream>,
     last_id: u64,
     last_port: u32,
@@ -70,6 +73,8 @@ impl Guest {
             place,
             image,
             directory,
+            mounts: 0,
+            descriptors: 0,
             stream: Some(stream),
             last_id: 0,
             last_port: FIRST_STREAM_PORT,
@@ -90,6 +95,11 @@ impl Guest {
         };
         let id = guest.send(Body::Setup(setup)).await;
         assert_eq!(guest.answer(id).await, Ok(Outcome::Done(Default::default())));
+        if guest.image.is_none() {
+            let mounts = std::fs::read_to_string(guest.agent().join("mounts")).expect("mounts");
+            guest.mounts = mounts.lines().count();
+            guest.descriptors = guest.descriptors().len();
+        }
         guest
     }
 
@@ -280,31 +290,45 @@ impl Guest {
         (text, status)
     }
 
-    /// A path of the guest, as seen from here.
-    fn inside(&self, path: &str) -> PathBuf {
+    /// The agent's own directory in /proc.
+    fn agent(&self) -> PathBuf {
         // unshare is the agent's parent.
-        let children = format!("/proc/{0}/task/{0}/children", self.place.id());
-        let children = std::fs::read_to_string(children).expect("children");
-        let agent = children.split_whitespace().next().expect("the agent");
-        Path::new("/proc").join(agent).join("root").join(path.trim_start_matches('/'))
+        let agent = children(self.place.id());
+        Path::new("/proc").join(agent.split_whitespace().next().expect("the agent"))
     }
 
-    /// Names of entries of a directory of the guest.
-    fn entries(&self, path: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.inside(path)).expect(path);
-        entries.map(|e| e.expect(path).file_name().to_string_lossy().into_owned()).collect()
+    /// What the agent has open.
+    fn descriptors(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.agent().join("fd")).expect("fd").flatten();
+        let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        targets.map(|target| target.to_string_lossy().into_owned()).collect()
     }
 
-    /// Nothing of any container is left.
-    pub fn assert_clean(&self) {
+    /// Nothing of any container is left: no process, cgroup or mount, and no descriptor once
+    /// the streams have ended, which may take a moment.
+    pub async fn assert_clean(&mut self) {
         if self.image.is_some() {
             return;
         }
-        assert_eq!(self.entries("/run/husk/oci"), Vec::<String>::new());
-        assert_eq!(self.entries("/run/husk/containers"), Vec::<String>::new());
-        let cgroups = self.inside("/sys/fs/cgroup/husk");
+        let agent = self.agent();
+        let cgroups = agent.join("root/sys/fs/cgroup/husk");
         let cgroups = std::fs::read_dir(cgroups).expect("cgroups").flatten();
         assert_eq!(cgroups.filter(|entry| entry.path().is_dir()).count(), 0);
+        let mounts = std::fs::read_to_string(agent.join("mounts")).expect("mounts");
+        assert_eq!(mounts.lines().count(), self.mounts, "{mounts}");
+        let pid = agent.file_name().and_then(|pid| pid.to_str()?.parse().ok()).expect("pid");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let (children, descriptors) = (children(pid), self.descriptors());
+            if children.is_empty() && descriptors.len() == self.descriptors {
+                return;
+            }
+            let left = format!("children {children:?}, descriptors {descriptors:?}");
+            assert!(tokio::time::Instant::now() < deadline, "{left}");
+            // The agent answers only after what it had to do before.
+            let ended = Verb::Pids(husk_protocol::agent::Pids::new());
+            self.call(ended).await.expect_err("there is no container without a name");
+        }
     }
 }
 
@@ -386,6 +410,10 @@ fn in_vm(image: &str, directory: &Path) -> Command {
 /// The socket that stands for a port of the host, by husk-vmm's rule for names.
 fn port(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("port_{number}"))
+}
+
+fn children(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children")
 }
 
 fn name(exit: &Exit) -> String {
