@@ -126,6 +126,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_in_a_file_is_mounted_and_its_device_goes_with_it() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (tree, image, target) =
+            (dir.path().join("tree"), dir.path().join("image"), dir.path().join("target"));
+        std::fs::create_dir_all(tree.join("etc")).expect("tree");
+        std::fs::create_dir(&target).expect("target");
+        let made = std::process::Command::new("mkfs.erofs").arg(&image).arg(&tree).output();
+        let Ok(made) = made else { return println!("not run: there is no mkfs.erofs") };
+        assert!(made.status.success(), "{made:?}");
+        let mount_spec = Mount {
+            kind: "erofs".into(),
+            source: image.display().to_string(),
+            options: vec!["ro".into(), "loop".into()],
+        };
+        if let Err(error) = mount(&mount_spec, &target) {
+            // A machine without the right to mount, without loop devices or without erofs.
+            let named = error.message.contains("image");
+            return assert!(named, "{error}");
+        }
+        let mounted = Mounted::at(target.clone());
+        assert!(target.join("etc").is_dir());
+        mounted.unmount().expect("unmount");
+        assert!(loopback::is_let_go(&image), "the loop device is still there");
+    }
+
+    #[test]
     fn a_failed_mount_names_all_that_matters() {
         let mount_spec =
             Mount { kind: "nosuchfs".into(), source: "/dev/x".into(), options: vec![] };
