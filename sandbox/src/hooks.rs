@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -222,8 +223,9 @@ impl Hook {
             loop {
                 tokio::select! {
                     biased;
-                    () = output.read() => {}
+                    // First, since what it has started may write for ever.
                     _ = exited.readable() => return running.child.wait(),
+                    () = output.read() => {}
                 }
             }
         };
@@ -247,12 +249,7 @@ impl Hook {
         }))
     }
 
-    fn spawn(
-        &self,
-        bundle: &Path,
-        state: &[u8],
-        output: std::os::fd::OwnedFd,
-    ) -> io::Result<Running> {
+    fn spawn(&self, bundle: &Path, state: &[u8], output: OwnedFd) -> io::Result<Running> {
         // A file, so that nobody waits for a hook that does not read it.
         let mut stdin = File::from(memfd_create(c"state", MFdFlags::MFD_CLOEXEC)?);
         stdin.write_all(state)?;

@@ -12,6 +12,10 @@ use tokio::net::unix::pipe;
 /// How much is kept, in bytes.
 const MAX_KEPT: usize = 4096;
 
+/// How often the pipe is read for what is there now: it holds no more, though somebody may
+/// fill it all the time.
+const MAX_READS: usize = (64 << 10) / 512;
+
 /// The reading end of the pipe, with what has been read.
 #[derive(Debug)]
 pub struct Tail {
@@ -39,8 +43,11 @@ impl Tail {
     /// Reads what is there now; the text, without the white space around it.
     pub fn text(&mut self) -> String {
         let mut buffer = [0; 512];
-        while let Some(Ok(len @ 1..)) = self.pipe.as_ref().map(|pipe| pipe.try_read(&mut buffer)) {
-            self.keep(&buffer[..len]);
+        for _ in 0..MAX_READS {
+            match self.pipe.as_ref().map(|pipe| pipe.try_read(&mut buffer)) {
+                Some(Ok(len @ 1..)) => self.keep(&buffer[..len]),
+                _ => break,
+            }
         }
         String::from_utf8_lossy(&self.bytes).trim().to_owned()
     }

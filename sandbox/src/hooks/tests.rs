@@ -121,7 +121,7 @@ async fn a_hook_that_nobody_waits_for_is_killed() {
 async fn a_state_that_is_not_read_and_a_daemon_left_behind_hold_nobody_up() {
     let place = Place::new();
     let hooks: Hooks = serde_json::from_value(json!({
-        "prestart": [shell("sleep 100000 & echo $! >child")],
+        "prestart": [shell("trap '' PIPE; while :; do echo x; done 2>&1 & echo $! >child")],
     }))
     .expect("hooks");
     let long = json!({"long": "x".repeat(1 << 20)});
