@@ -15,6 +15,9 @@ use crate::memory::GuestRam;
 /// and at most as many as the queue is long.
 pub type Chain<'a> = DescriptorChain<&'a GuestRam>;
 
+/// The same, for as long as it takes and on any thread.
+pub type OwnedChain = DescriptorChain<Arc<GuestRam>>;
+
 /// The ring holds something that the specification forbids. The device cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[error("the driver broke the virtqueue: {0}")]
@@ -72,6 +75,11 @@ impl VirtQueue {
     /// Takes the next chain that the driver has made available.
     pub fn pop(&mut self) -> Result<Option<Chain<'_>>, QueueError> {
         Ok(self.queue.iter(&self.ram)?.next())
+    }
+
+    /// The same, with `ram`, which is this queue's.
+    pub fn pop_owned(&mut self, ram: Arc<GuestRam>) -> Result<Option<OwnedChain>, QueueError> {
+        Ok(self.queue.iter(ram)?.next())
     }
 
     /// Puts the chain popped last back, to be popped again.

@@ -2,8 +2,8 @@
 
 //! The file system device (virtio 1.3, 5.11): a FUSE server in this process that serves one
 //! directory of the host. `server` moves requests and replies between queues and
-//! fuse-backend-rs, which speaks the protocol; `tree` is the file system behind it; `inodes`
-//! and `handles` are what the guest holds on to.
+//! fuse-backend-rs, which speaks the protocol, but for `extension`; `tree` is the file system
+//! behind it; `inodes` has what the guest holds on to.
 //!
 //! The file system is ours because fuse-backend-rs's own (0.14.0) trusts its client: a read
 //! with flags that fcntl refuses closes the file and leaves its number usable, creating with
@@ -12,8 +12,10 @@
 
 mod attr;
 mod caller;
+mod extension;
 mod inodes;
 mod server;
+mod slow;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -28,8 +30,7 @@ use crate::config::MAX_TAG;
 use server::Device;
 use tree::Anchor;
 
-/// The high-priority queue, for requests without reply, and one request queue: requests
-/// block one another, for they share a thread. Linux sends as many pages with one request as
+/// The high-priority queue, for requests without reply, and one request queue. Linux sends as many pages with one request as
 /// the queue has entries, less four.
 const QUEUE_SIZES: [u16; 2] = [128, 256];
 
