@@ -79,14 +79,19 @@ async fn a_hook_that_takes_too_long_is_killed_with_what_it_started() {
     let error = hooks.before_create(1).await.expect_err("killed").message;
     assert!(error.contains("within 1 s") && error.contains("waiting"), "{error}");
     let group = Pid::from_raw(place.read("pid").trim().parse().expect("pid"));
-    // The shell is reaped; what it started is a zombie until init has reaped it.
+    gone(group).await;
+}
+
+/// Waits until no process of the group runs. The hook itself is reaped; what it started is
+/// a zombie until init has reaped it.
+async fn gone(group: Pid) {
     tokio::time::timeout(Duration::from_secs(60), async {
         while alive_in(group) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await
-    .expect("its child is gone");
+    .expect("the group is gone");
 }
 
 /// Whether a process of the group runs.
@@ -114,7 +119,7 @@ async fn a_hook_that_nobody_waits_for_is_killed() {
         done = hooks.before_create(1) => panic!("{done:?}"),
         () = begun => {}
     }
-    assert!(!alive_in(Pid::from_raw(place.read("ready").trim().parse().expect("pid"))));
+    gone(Pid::from_raw(place.read("ready").trim().parse().expect("pid"))).await;
 }
 
 #[tokio::test]
