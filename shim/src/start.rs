@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use husk_sandbox::{ProcessId, clock};
 use nix::errno::Errno;
@@ -50,7 +50,11 @@ pub fn start(args: &Args) -> Result<(), String> {
         .map_err(|error| format!("cannot make {SOCKET_DIR}: {error}; is it run as root?"))?;
     let text = format!("unix://{}", socket.display());
     let lock = lock(directory)?;
-    if !answers(&socket)? {
+    if answers(&socket)? {
+        address::write_atomically(&bundle.join(ADDRESS_FILE), &text).map_err(|error| {
+            format!("cannot write {ADDRESS_FILE} in {}: {error}", bundle.display())
+        })?;
+    } else {
         if group != args.id {
             return Err(format!(
                 "container {} belongs to pod {group}, which is not running; create its sandbox \
@@ -58,11 +62,9 @@ pub fn start(args: &Args) -> Result<(), String> {
                 args.id
             ));
         }
-        launch(args, &bundle, &socket, started_ns)?;
+        launch(args, &bundle, &socket, &text, started_ns)?;
     }
     drop(lock);
-    address::write_atomically(&bundle.join(ADDRESS_FILE), &text)
-        .map_err(|error| format!("cannot write {ADDRESS_FILE} in {}: {error}", bundle.display()))?;
     let mut stdout = io::stdout();
     stdout
         .write_all(&answer.bytes(&text))
@@ -97,19 +99,30 @@ pub fn answers(path: &Path) -> Result<bool, String> {
     }
 }
 
-/// Binds the socket and starts a daemon on it.
-fn launch(args: &Args, bundle: &Path, socket: &Path, started_ns: u64) -> Result<(), String> {
+/// Binds the socket and starts a daemon on it, which the bundle's files then tell of.
+fn launch(
+    args: &Args,
+    bundle: &Path,
+    socket: &Path,
+    address: &str,
+    started_ns: u64,
+) -> Result<(), String> {
     let listener = UnixListener::bind(socket)
         .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
     let started = fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
         .and_then(|()| spawn(args, listener.into(), started_ns))
-        .and_then(|pid| {
-            rank_for_oom_killer(pid);
-            let process = ProcessId::of(pid)?;
-            address::write_atomically(
-                &bundle.join(PID_FILE),
-                &format!("{} {}", process.pid, process.start),
-            )
+        .and_then(|mut daemon| {
+            rank_for_oom_killer(daemon.id());
+            let written = ProcessId::of(daemon.id()).and_then(|process| {
+                let text = format!("{} {}", process.pid, process.start);
+                address::write_atomically(&bundle.join(PID_FILE), &text)?;
+                address::write_atomically(&bundle.join(ADDRESS_FILE), address)
+            });
+            if written.is_err() {
+                // Nobody would ever find it.
+                let _ = daemon.kill();
+            }
+            written
         });
     started.map_err(|error| {
         let _ = fs::remove_file(socket);
@@ -117,8 +130,8 @@ fn launch(args: &Args, bundle: &Path, socket: &Path, started_ns: u64) -> Result<
     })
 }
 
-/// Starts this program again as the daemon; its pid.
-fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<u32> {
+/// Starts this program again as the daemon.
+fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<Child> {
     // As for husk-vmm: if the number is taken here, then by a descriptor the child may lose.
     // SAFETY: fcntl on a descriptor that we own touches no memory.
     let fd = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LISTENER_FD) };
@@ -159,7 +172,7 @@ fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<u32> {
             Ok(())
         });
     }
-    Ok(command.spawn()?.id())
+    command.spawn()
 }
 
 /// Makes the daemon go just before containerd when the host is out of memory.
