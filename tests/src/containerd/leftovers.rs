@@ -3,7 +3,7 @@
 //! Nothing left behind: what a container's life may leave on the host, looked at before and
 //! after a case. What is there afterwards and was not before is left over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,13 @@ enum Thing {
     File(PathBuf),
     /// A directory of a task in containerd's state or root.
     Bundle(PathBuf),
+    /// A network interface.
+    Interface(PathBuf),
+    /// One of containerd's own descriptors; of equal ones, the `nth`.
+    Descriptor {
+        target: String,
+        nth: usize,
+    },
     /// An entry in containerd's database.
     Entry {
         kind: &'static str,
@@ -53,6 +60,8 @@ impl fmt::Display for Thing {
             Thing::Socket(path) => write!(f, "socket {}", path.display()),
             Thing::File(path) => write!(f, "file {}", path.display()),
             Thing::Bundle(path) => write!(f, "bundle {}", path.display()),
+            Thing::Interface(path) => write!(f, "network interface {}", path.display()),
+            Thing::Descriptor { target, nth } => write!(f, "containerd's {target}, no. {nth}"),
             Thing::Entry { kind, name } => write!(f, "containerd's {kind} {name}"),
         }
     }
@@ -84,6 +93,8 @@ impl Host {
         things.extend(mounts(&[directory, Path::new("/run/containerd"), Path::new(HUSK_RUN)]));
         things.extend(cgroups(Path::new(CGROUPS)));
         things.extend(entries(Path::new(SHIM_SOCKETS)).into_iter().map(Thing::Socket));
+        things.extend(entries(Path::new("/sys/class/net")).into_iter().map(Thing::Interface));
+        things.extend(descriptors(directory));
         for namespace in entries(Path::new(HUSK_RUN)) {
             // The namespace's own directory may stay, empty.
             things.extend(below(&namespace).into_iter().map(Thing::File));
@@ -140,6 +151,12 @@ pub fn pids_of(name: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Whether a process runs; a dead one that was not reaped does not.
+pub fn is_running(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 /// Our programs and any shim, each with its command line.
 fn processes() -> Vec<Thing> {
     let mut found = Vec::new();
@@ -173,6 +190,26 @@ fn processes() -> Vec<Thing> {
         }
     }
     found
+}
+
+/// Those of containerd's descriptors that it has for tasks and clients: sockets, pipes and
+/// what is in bundles.
+fn descriptors(directory: &Path) -> Vec<Thing> {
+    let pid = fs::read_to_string(directory.join("containerd.pid")).unwrap_or_default();
+    let mut counts = BTreeMap::new();
+    for fd in entries(&Path::new("/proc").join(pid.trim()).join("fd")) {
+        // Closed in between.
+        let Ok(target) = fs::read_link(fd) else { continue };
+        let target = target.to_string_lossy();
+        let target = target.split_once(":[").map_or(target.as_ref(), |(kind, _)| kind);
+        if ["socket", "pipe"].contains(&target) || target.contains("/io.containerd.runtime") {
+            *counts.entry(target.to_owned()).or_insert(0) += 1;
+        }
+    }
+    let each = counts.into_iter().flat_map(|(target, count)| {
+        (1..=count).map(move |nth| Thing::Descriptor { target: target.clone(), nth })
+    });
+    each.collect()
 }
 
 fn mounts(roots: &[&Path]) -> Vec<Thing> {

@@ -11,11 +11,16 @@
 //! sets HUSK_CONTAINERD_LOG. HUSK_TEST_RUNTIME names another runtime to run them with, such as
 //! io.containerd.runc.v2, which tells a fault of a case from one of husk.
 
+pub mod bundle;
+mod daemon;
 pub mod events;
 pub mod leftovers;
+pub mod logger;
 pub mod process;
 mod report;
 pub mod shim;
+pub mod sink;
+pub mod task;
 
 use std::cell::{Cell, RefCell};
 use std::env;
@@ -45,6 +50,9 @@ const HUSK: &str = "io.containerd.husk.v2";
 
 /// The shim of that runtime, on PATH.
 pub const HUSK_SHIM: &str = "containerd-shim-husk-v2";
+
+/// The namespace of `ctr`.
+pub const CTR_NAMESPACE: &str = "default";
 
 /// Cases run one at a time, or they would find each other's things left behind. Holds the
 /// host as the case before left it.

@@ -20,9 +20,6 @@ use super::process::{LIMIT, Size};
 /// The Task API as every shim for containerd 1.6 has it.
 const SERVICE: &str = "containerd.task.v2.Task";
 
-/// The namespace of `ctr`.
-const NAMESPACE: &str = "default";
-
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// The shim of a container that containerd runs.
@@ -45,8 +42,10 @@ pub struct Stdio {
 impl Shim {
     /// Connects. `directory` is containerd's own, with its state in it.
     pub fn of(directory: &Path, container: &str) -> Result<Shim, String> {
-        let bundle =
-            directory.join("state/io.containerd.runtime.v2.task").join(NAMESPACE).join(container);
+        let bundle = directory
+            .join("state/io.containerd.runtime.v2.task")
+            .join(super::CTR_NAMESPACE)
+            .join(container);
         let address = fs::read_to_string(bundle.join("address"))
             .map_err(|error| format!("the address of {container}'s shim: {error}"))?;
         let client = Client::connect(address.trim())

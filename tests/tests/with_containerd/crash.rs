@@ -3,10 +3,16 @@
 //! Our processes killed with SIGKILL under a running container.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+use husk_tests::containerd::bundle::Bundle;
 use husk_tests::containerd::events::{Events, topics};
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::process::{LIMIT, eventually};
+use husk_tests::containerd::task::gone;
 use husk_tests::containerd::{Lab, husk_case};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -98,4 +104,71 @@ fn shim_killed() {
             lab.ctr(&["containers", "rm", "bereft"]).ended(0);
         },
     );
+}
+
+/// What is mounted at or below a path.
+fn mounts_below(path: &Path) -> usize {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(path)).count()
+}
+
+/// Runs `delete`, twice: it answers as for a process that was killed, and says nothing else.
+#[track_caller]
+fn check_delete(bundle: &Bundle) {
+    for _ in 0..2 {
+        let output = bundle.run("delete").ended(0);
+        assert_eq!(output.error(), "");
+        let answer = DeleteResponse::parse_from_bytes(&output.stdout).expect("a DeleteResponse");
+        assert_eq!(answer.exit_status, 137);
+        assert!(answer.exited_at.seconds > 0, "no time");
+    }
+}
+
+#[test]
+fn delete_after_a_crash() {
+    husk_case(
+        "`delete` of a bundle that was never started, and after the shim was killed, however \
+         little is left of the bundle: mounts, socket and files go",
+        |lab| {
+            check_delete(&Bundle::new(lab, "wreck", &["true"]));
+            for missing in [
+                &[][..],
+                &["address"],
+                &["config.json"],
+                &["address", "config.json", "shim.pid", "log"],
+            ] {
+                let bundle = Bundle::new(lab, "wreck", &["sleep", "100000"]);
+                let (vmm, daemon) = (bundle.launch(), bundle.daemon());
+                let address = fs::read_to_string(bundle.path().join("address")).expect("address");
+                let socket = Path::new(address.trim_start_matches("unix://"));
+                kill_now(daemon as i32);
+                assert!(gone(daemon) && gone(vmm), "the VM outlives its shim");
+                assert_eq!(mounts_below(bundle.path()), 1, "the root file system");
+                assert!(socket.exists() && Path::new("/run/husk/default/wreck").exists());
+                for name in missing {
+                    fs::remove_file(bundle.path().join(name)).expect("remove");
+                }
+                check_delete(&bundle);
+                assert_eq!(mounts_below(bundle.path()), 0, "the root file system");
+                assert!(!socket.exists(), "its socket");
+                assert!(!Path::new("/run/husk/default/wreck").exists(), "its directory");
+            }
+        },
+    );
+}
+
+#[test]
+fn delete_of_one_of_a_pod() {
+    husk_case("`delete` for a container of a living pod leaves the pod alone", |lab| {
+        let pod = Bundle::new(lab, "whole", &["sleep", "100000"]);
+        pod.launch();
+        let member = Bundle::in_pod(&pod, "part", &["sleep", "100000"]);
+        member.launch();
+        member.remove();
+        check_delete(&member);
+        pod.exec("inner", &["sh", "-c", "exit 6"]);
+        assert_eq!(pod.wait("inner").expect("Wait").exit_status, 6);
+        pod.remove_pod();
+    });
 }
