@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 /// The newest version of the runtime-spec that is followed.
 pub const OCI_VERSION: &str = "1.2.1";
 
-/// Options of mounts, in the order of the alphabet. Those with `r` in front, but for the binds
-/// and the propagations, hold for the mounts below too.
+/// Options of mounts. Some have a form with `r` in front, for the mounts below, too.
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "atime",

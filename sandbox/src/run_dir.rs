@@ -24,8 +24,9 @@ pub const RUN_ROOT: &str = "/run/husk";
 /// How long [`clean`] waits for a VMM that it has killed; its guest memory is freed by then.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Longest state file that is read back, in bytes: far more lines than a pod has resources.
-const MAX_STATE: u64 = 1 << 20;
+/// Longest state file that is read back, in bytes: more than a pod's containers can have in
+/// their hooks and annotations.
+const MAX_STATE: u64 = 64 << 20;
 
 /// A line of the state file.
 #[derive(Debug, Serialize, Deserialize)]
