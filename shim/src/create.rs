@@ -179,7 +179,7 @@ async fn roll_back(pod: &Pod, container: &Container) {
     let sandbox = if own { pod.take_sandbox() } else { pod.sandbox().ok() };
     if let (Some(sandbox), false) = (&sandbox, own) {
         // The guest removes what it has of it; that may be nothing.
-        let _ = sandbox.delete(&container.id, "").await;
+        remove::ask_guest(sandbox, &container.id, "").await;
     }
     let undone = {
         let mut inner = container.inner();

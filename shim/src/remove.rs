@@ -135,7 +135,8 @@ fn take_streams(container: &Container) -> Vec<Io> {
     ios
 }
 
-async fn ask_guest(sandbox: &Sandbox, container: &str, exec: &str) {
+/// Has the guest clear away what is left of a container, or of an exec.
+pub async fn ask_guest(sandbox: &Sandbox, container: &str, exec: &str) {
     match tokio::time::timeout(GUEST_LIMIT, sandbox.delete(container, exec)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) if sandbox.has_ended() => log::debug(&error.message),
