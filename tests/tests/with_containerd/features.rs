@@ -83,7 +83,7 @@ fn mount_options() {
 fn namespaces_and_capabilities() {
     husk_case("all namespaces and capabilities that -info names can be given", |lab| {
         let features = features();
-        let mut spec = spec(lab, "grep CapEff /proc/self/status; readlink /proc/self/ns/*");
+        let mut spec = spec(lab, "grep CapEff /proc/self/status; ls -l /proc/self/ns");
         let capabilities = &features["linux"]["capabilities"];
         for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
             spec["process"]["capabilities"][set] = capabilities.clone();
@@ -146,6 +146,6 @@ fn seccomp() {
             "syscalls": rules,
         });
         let said = run(lab, &spec);
-        assert!(said.contains("Not supported") && said.ends_with("ran"), "{said}");
+        assert!(said.contains("Operation not supported") && said.ends_with("ran"), "{said}");
     });
 }
