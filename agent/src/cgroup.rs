@@ -60,6 +60,11 @@ impl Cgroup {
                 _ => {}
             }
         }
+        if !self.path.join("cgroup.kill").exists() {
+            return Err(Error::precondition(
+                "this kernel cannot kill a cgroup; Linux 5.14 or later is needed",
+            ));
+        }
         match self.counter("cgroup.events", "populated") {
             0 => Ok(()),
             _ => Err(Error::exists(format!("the cgroup {:?} has processes already", self.path))),
