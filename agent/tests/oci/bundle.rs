@@ -80,7 +80,11 @@ impl Bundle {
 
     /// A command line, with its output in files, which a container may keep.
     pub fn command(&self, args: &[&str]) -> (Command, PathBuf, PathBuf) {
-        std::fs::write(self.path("config.json"), self.config.to_string()).expect("config.json");
+        let (file, config) = (self.path("config.json"), self.config.to_string());
+        // Left alone if it is the same: another command may be reading it.
+        if std::fs::read_to_string(&file).ok().as_ref() != Some(&config) {
+            std::fs::write(file, config).expect("config.json");
+        }
         let call = self.calls.replace(self.calls.get() + 1);
         let (out, err) = (self.path(&format!("out.{call}")), self.path(&format!("err.{call}")));
         let mut command = Command::new(env!("CARGO_BIN_EXE_husk-agent"));
