@@ -47,10 +47,10 @@ impl Cgroup {
         for name in self.path.strip_prefix(&mount).doing("find the cgroup")?.components() {
             // A cgroup with processes cannot have its controllers used below; limits that
             // need one that is missing will say so.
-            let offered = Self::at(&parent).read("cgroup.controllers").unwrap_or_default();
+            let above = Self::at(&parent);
+            let offered = above.read("cgroup.controllers").unwrap_or_default();
             for controller in offered.split_whitespace() {
-                let _ =
-                    Self::at(&parent).write("cgroup.subtree_control", &format!("+{controller}"));
+                let _ = above.write("cgroup.subtree_control", &format!("+{controller}"));
             }
             parent.push(name);
             match std::fs::create_dir(&parent) {
@@ -59,6 +59,11 @@ impl Cgroup {
                 }
                 _ => {}
             }
+        }
+        if !self.path.join("cgroup.kill").exists() {
+            return Err(Error::precondition(
+                "this kernel cannot kill a cgroup; Linux 5.14 or later is needed",
+            ));
         }
         match self.counter("cgroup.events", "populated") {
             0 => Ok(()),
@@ -202,7 +207,6 @@ impl Cgroup {
 /// Where below the root of the cgroups a container's cgroup is to be. `linux.cgroupsPath` is
 /// a path, or `slice:prefix:name` for what systemd would make of that; without one it is a
 /// directory of ours.
-#[allow(dead_code)]
 pub fn cgroup_path(spec: &Spec, id: &str) -> std::result::Result<PathBuf, String> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let path = match path {
@@ -290,16 +294,6 @@ pub fn mount_point() -> Result<PathBuf> {
             "there is no cgroup v2 hierarchy; mount it: mount -t cgroup2 none /sys/fs/cgroup",
         )
     })
-}
-
-/// A path of the hierarchy, as config.json has it, as one of the file system.
-pub fn below_mount(path: &Path) -> Result<PathBuf> {
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    if !plain || relative.as_os_str().is_empty() {
-        return Err(Error::invalid(format!("{path:?} is no path of a cgroup")));
-    }
-    Ok(mount_point()?.join(relative))
 }
 
 /// The value of `key` in lines of `key value`.

@@ -104,7 +104,7 @@ pub fn make_time(linux: &Linux, proc: &OwnedFd) -> Result<(), String> {
 pub fn map_users(linux: &Linux, pid: i32, proc: &OwnedFd) -> Result<(), String> {
     for (file, mappings) in [("gid_map", linux.gid_mappings()), ("uid_map", linux.uid_mappings())] {
         let lines = mappings.iter().flatten().map(line).collect::<String>();
-        write_at(proc, &format!("{pid}/{file}"), &lines)
+        write_at(proc, format!("{pid}/{file}"), &lines)
             .map_err(|why| format!("cannot write {file} {:?}: {why}", lines.trim_end()))?;
     }
     Ok(())

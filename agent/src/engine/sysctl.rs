@@ -31,7 +31,8 @@ pub fn check(spec: &Spec, shared: bool) -> Result<(), String> {
         let Some(kind) = family(key) else {
             return Err(format!("sysctl {key:?} is not in a separate kernel namespace"));
         };
-        if !has(spec, kind) && !(shared && kind != LinuxNamespaceType::Uts) {
+        let pods = shared && kind != LinuxNamespaceType::Uts;
+        if !has(spec, kind) && !pods {
             return Err(format!("sysctl {key:?} is not allowed without a {kind} namespace"));
         }
         if kind == LinuxNamespaceType::Uts && spec.hostname().is_some() && key.ends_with("hostname")

@@ -116,12 +116,11 @@ fn make(runtime: &Runtime, options: &Options) -> Result<(Container, Option<Owned
     console::check(terminal, options.detach, options.console_socket.as_ref())?;
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = seccomp.map(Filter::compile).transpose()?;
-    let asked = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    let asked = asked.unwrap_or_else(|| Path::new("husk").join(&options.id));
+    let below = cgroup::cgroup_path(&spec, &options.id)?;
     let record = Record {
         id: options.id.clone(),
         bundle,
-        cgroup: cgroup::below_mount(&asked).map_err(text)?,
+        cgroup: cgroup::mount_point().map_err(text)?.join(below),
         created: log::time(SystemTime::now()),
         pid: 0,
         began: 0,

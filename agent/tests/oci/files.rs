@@ -100,11 +100,8 @@ fn devices_are_made() {
 
 #[test]
 fn devices_are_used_as_the_rules_allow() {
-    let script = "cat /dev/husk; mknod /tmp/other c 240 78; echo > /dev/null && echo end";
+    let script = "cat /dev/husk; echo > /dev/null && echo end";
     let Some(mut bundle) = Bundle::script("rules", script) else { return };
-    let capabilities = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
-    bundle.config["process"]["capabilities"] =
-        json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
     bundle.config["linux"]["devices"] =
         json!([{"path": "/dev/husk", "type": "c", "major": 240, "minor": 77}]);
     let deny = json!({"allow": false, "access": "rwm"});
@@ -112,18 +109,15 @@ fn devices_are_used_as_the_rules_allow() {
     let ran = bundle.run();
     assert_eq!(ran.out, "end\n", "{ran:?}");
     assert!(ran.err.contains("'/dev/husk': Operation not permitted"), "{ran:?}");
-    assert!(!bundle.rootfs().join("tmp/other").exists() || ran.err.contains("mknod"), "{ran:?}");
 
     bundle.config["linux"]["resources"] = json!({"devices": [
         deny,
         {"allow": true, "type": "c", "major": 240, "minor": 77, "access": "r"},
-        {"allow": true, "type": "c", "major": 240, "minor": 78, "access": "m"},
     ]});
     let ran = bundle.run();
     assert_eq!(ran.out, "end\n", "{ran:?}");
     // There is no driver of that number, but that is not for the rules to say.
     assert!(ran.err.contains("'/dev/husk': No such device or address"), "{ran:?}");
-    assert!(bundle.rootfs().join("tmp/other").exists(), "{ran:?}");
 }
 
 #[test]

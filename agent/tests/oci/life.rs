@@ -162,10 +162,10 @@ fn a_container_can_be_paused() {
     let events = std::fs::read_to_string(bundle.cgroup().join("cgroup.events")).expect("events");
     assert!(events.contains("frozen 1"), "{events}");
     let so_far = bundle.output_of(0).len();
-    assert_eq!(bundle.output_of(0).len(), so_far);
     let error = bundle.exec(&[], &["true"]).fails(255);
     assert!(error.contains("cannot exec in a paused container"), "{error}");
     assert!(bundle.on(&["pause"]).fails(1).starts_with("container not running"));
+    assert_eq!(bundle.output_of(0).len(), so_far, "it went on during the pause");
     bundle.on(&["resume"]).ok();
     assert_eq!(bundle.status(), "running");
     wait_until("tick after the pause", || bundle.output_of(0).len() > so_far);
@@ -293,4 +293,34 @@ fn descriptors_are_passed_on_only_if_asked_for() {
     assert_eq!((status == Some(0), out.as_str()), (false, "0\n1\n2\n3\n"));
     let ran = bundle.on(&["run", "--preserve-fds", "90"]);
     assert!(ran.fails(1).contains("is to be preserved, but it is not open"));
+}
+
+#[test]
+fn of_many_that_want_the_same_one_succeeds() {
+    let Some(bundle) = Bundle::new("same", &["sleep", "1000"]) else { return };
+    crate::bundle::become_reaper();
+    let at_once = |line: &[&str], words: &str| {
+        let all: Vec<_> = (0..8).map(|_| bundle.spawn(line)).collect();
+        let all: Vec<_> = all.into_iter().map(crate::bundle::Running::wait).collect();
+        let (good, bad): (Vec<_>, Vec<_>) = all.iter().partition(|ran| ran.status == 0);
+        assert_eq!(good.len(), 1, "{all:?}");
+        assert!(bad.iter().all(|ran| ran.err == words), "{all:?}");
+    };
+    let create = ["create", "--pid-file", "pid", &bundle.id];
+    at_once(&create, "container with given ID already exists\n");
+    at_once(&["start", &bundle.id], "cannot start an already running container\n");
+    assert_eq!(bundle.status(), "running");
+    let pid = std::fs::read_to_string(bundle.path("pid")).expect("pid").parse().expect("a pid");
+    bundle.kill_and_delete(pid);
+}
+
+#[test]
+fn a_container_has_a_keyring_unless_it_is_to_share_the_callers() {
+    let Some(bundle) = Bundle::new("keyring", &["cat", "/proc/keys"]) else { return };
+    if !std::path::Path::new("/proc/keys").exists() {
+        return println!("keyring: not run, this kernel has no keys");
+    }
+    let name = format!("_ses.{}", bundle.id);
+    assert!(bundle.output().contains(&name));
+    assert!(!bundle.on(&["run", "--no-new-keyring"]).ok().contains(&name));
 }

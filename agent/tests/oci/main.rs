@@ -6,6 +6,7 @@
 //! and run in the lab.
 
 mod bundle;
+mod containerd;
 mod errors;
 mod exec;
 mod files;

@@ -9,13 +9,13 @@ use serde_json::json;
 use crate::bundle::Bundle;
 
 /// What a process can see of itself and its surroundings, but for what differs each time.
-const LOOK: &str = "env | sort; id; pwd; umask; hostname; ulimit -a; ls -l /; ls -A /sys; \
-     grep -E '^(Umask|Uid|Gid|Groups|Sig...|Cap|NoNewPrivs|Seccomp):' /proc/self/status; \
-     cat /proc/self/limits /proc/self/oom_score_adj /proc/self/personality /proc/keys | wc; \
-     ls -l /dev | awk '{print $1,$3,$4,$5,$6,$NF}'; ls /proc/self/fd; \
-     cut -d' ' -f5,6 /proc/self/mountinfo; cat /proc/sys/net/ipv4/ip_default_ttl; \
+const LOOK: &str = "env | sort; id; pwd; umask; hostname; ulimit -a; ls -A /sys; \
+     ls -l / | awk '{print $1,$3,$4,$NF}'; ls -l /dev | awk '{print $1,$3,$4,$5,$6,$NF}'; \
+     grep -E '^(Umask|Uid|Gid|Groups|Sig...|Cap...|NoNewPrivs|Seccomp):' /proc/self/status; \
+     cat /proc/self/limits /proc/self/oom_score_adj /proc/self/personality; \
+     cut -d' ' -f5,6 /proc/self/mountinfo | sort; cat /proc/sys/net/ipv4/ip_default_ttl; \
      touch /proc/sys/kernel/panic /fixed/x /sys/x; cat /proc/kcore; mount -t tmpfs x /mnt; \
-     mkdir /tmp/x; chown 1 /tmp; kill -0 1; echo $$";
+     mkdir /tmp/x; chown 1 /tmp; kill -0 1; ls /proc/self/fd; echo $$";
 
 /// What runc makes of a bundle; None where there is none, or it cannot work.
 fn runc(bundle: &Bundle) -> Option<(i32, String, String)> {
