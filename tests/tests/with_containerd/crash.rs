@@ -13,7 +13,7 @@ use husk_tests::containerd::events::{Events, topics};
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::task::gone;
-use husk_tests::containerd::{Lab, husk_case};
+use husk_tests::containerd::{CTR_NAMESPACE, Lab, husk_case};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -171,4 +171,44 @@ fn delete_of_one_of_a_pod() {
         assert_eq!(pod.wait("inner").expect("Wait").exit_status, 6);
         pod.remove_pod();
     });
+}
+
+#[test]
+fn agent_attacked_from_inside() {
+    husk_case(
+        "a privileged container that sees the agent cannot kill it by signals; if it destroys \
+         its memory, the container ends with 137 and the log says why",
+        |lab| {
+            let bundle = Bundle::with(lab, CTR_NAMESPACE, "insider", |spec| {
+                spec["process"]["args"] = ["sleep", "100000"].as_slice().into();
+                let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+                namespaces.retain(|namespace| namespace["type"] != "pid");
+                for set in ["bounding", "effective", "permitted"] {
+                    let set = spec["process"]["capabilities"][set].as_array_mut().expect("a set");
+                    set.push("CAP_SYS_PTRACE".into());
+                }
+            });
+            bundle.launch();
+            let script = "grep -q sleep /proc/1/cmdline && exit 9
+                for signal in KILL SEGV ABRT TERM INT HUP STOP QUIT; do kill -$signal 1; done";
+            bundle.exec("signals", &["sh", "-c", script]);
+            assert_eq!(bundle.wait("signals").expect("Wait").exit_status, 0);
+            bundle.exec("after", &["sh", "-c", "exit 5"]);
+            assert_eq!(bundle.wait("after").expect("Wait").exit_status, 5, "the agent is alive");
+
+            let script = "range=$(grep -m 1 ' r-xp ' /proc/1/maps | cut -d' ' -f1)
+                first=$((0x${range%-*} >> 12)) last=$((0x${range#*-} >> 12))
+                dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$first count=$((last - first)) \
+                    conv=notrunc";
+            bundle.add_exec("destroy", &["sh", "-c", script]).expect("Exec");
+            // The agent may not live to answer.
+            let _ = bundle.start("destroy");
+            assert_eq!(bundle.wait("").expect("Wait").exit_status, 137);
+            let log = || fs::read_to_string(bundle.path().join("log")).expect("the log");
+            let said = eventually(LIMIT, || log().contains("Attempted to kill init"));
+            assert!(said && log().contains("the guest kernel panicked"), "{}", log());
+            bundle.delete("").expect("Delete");
+            bundle.end_shim();
+        },
+    );
 }
