@@ -144,20 +144,6 @@ impl Io {
         }
     }
 
-    /// Waits until all output has reached its reader, for [`DRAIN_LIMIT`] at most, then
-    /// closes everything.
-    pub async fn drain(mut self) {
-        self.stdin = Stdin::None;
-        let drained = tokio::time::timeout(DRAIN_LIMIT, ended(&mut self.outputs)).await;
-        if drained.is_err() {
-            log::warn("some output was dropped: nobody read it, or a process still holds it");
-            for Task(output) in &self.outputs {
-                output.abort();
-            }
-            ended(&mut self.outputs).await;
-        }
-    }
-
     async fn open_outputs(
         &mut self,
         stdio: &Stdio,
@@ -191,6 +177,24 @@ impl Io {
                 "output to {}:// is not supported; use a FIFO, file:// or binary://",
                 uri.scheme
             ))),
+        }
+    }
+}
+
+/// Waits until all output of all of them has reached its reader, for [`DRAIN_LIMIT`] at most,
+/// then closes everything.
+pub async fn drain(mut ios: Vec<Io>) {
+    let limit = tokio::time::Instant::now() + DRAIN_LIMIT;
+    for io in &mut ios {
+        io.stdin = Stdin::None;
+    }
+    for io in &mut ios {
+        if tokio::time::timeout_at(limit, ended(&mut io.outputs)).await.is_err() {
+            log::warn("some output was dropped: nobody read it, or a process still holds it");
+            for Task(output) in &io.outputs {
+                output.abort();
+            }
+            ended(&mut io.outputs).await;
         }
     }
 }

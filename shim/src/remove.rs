@@ -12,7 +12,7 @@ use protobuf::MessageField;
 
 use crate::container::Container;
 use crate::events::Event;
-use crate::io::Io;
+use crate::io::{self, Io};
 use crate::log;
 use crate::pod::Pod;
 use crate::process::{Exit, LOST_STATUS, State};
@@ -37,7 +37,7 @@ pub async fn exec(pod: &Pod, container: &Arc<Container>, exec: &str) -> Result<E
     };
     let guest_has_it = exit.at != Duration::ZERO;
     if let Some(io) = io {
-        io.drain().await;
+        io::drain(vec![io]).await;
     }
     if guest_has_it && let Ok(sandbox) = pod.sandbox() {
         ask_guest(&sandbox, &container.id, exec).await;
@@ -79,9 +79,7 @@ async fn clear(pod: &Arc<Pod>, container: &Arc<Container>) -> Exit {
     let ios = take_streams(container);
     let was_started = matches!(container.inner().init.state(), State::Stopped(_));
     if was_started {
-        for io in ios {
-            io.drain().await;
-        }
+        io::drain(ios).await;
     } else {
         // Nothing has come out of it, and nothing will.
         drop(ios);
