@@ -4,20 +4,17 @@
 //! from the first request to its exit, and what a byte of output takes from the process to
 //! a client that reads the FIFO as `ctr` does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::ttrpc;
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 
 use super::{Instants, LIMIT_MS, Runs, now_ns, readable, repeat};
-use crate::containerd::shim::{Shim, Stdio};
-use crate::temporary;
+use crate::containerd::fifos::Fifos;
+use crate::containerd::shim::Shim;
 
 pub const EXIT: &str = "exit";
 pub const BYTE: &str = "per byte";
@@ -32,43 +29,20 @@ const READ: usize = 32 << 10;
 /// How long a request may take before the VM counts as hung.
 const LIMIT: Duration = Duration::from_millis(LIMIT_MS as u64);
 
-/// FIFOs for the outputs of a process, with their readers, for which runc's shim waits.
-struct Fifos {
-    directory: tempfile::TempDir,
-    stdout: File,
-    _stderr: File,
-}
-
-impl Fifos {
-    fn new() -> io::Result<Fifos> {
-        let directory = temporary("husk-bench");
-        let reader = |name| {
-            let path = directory.path().join(name);
-            mkfifo(&path, Mode::from_bits_truncate(0o600))?;
-            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
-        };
-        let (stdout, stderr) = (reader("stdout")?, reader("stderr")?);
-        Ok(Fifos { directory, stdout, _stderr: stderr })
-    }
-
-    fn stdio(&self) -> Stdio {
-        let path = |name| self.directory.path().join(name).to_string_lossy().into_owned();
-        Stdio { stdout: path("stdout"), stderr: path("stderr"), ..Stdio::default() }
-    }
-}
-
 /// Runs `true` in a container, from the first request to the delete.
 pub fn latency(directory: &Path, container: &str, rounds: u32) -> Result<Runs, String> {
     let shim = Shim::of(directory, container)?.within(LIMIT);
     let process = shim.process(&["true"]);
-    let fifos = Fifos::new().map_err(|error| format!("FIFOs: {error}"))?;
+    let fifos = Fifos::new();
+    // runc's shim waits for readers.
+    let _readers = [fifos.open("stdout"), fifos.open("stderr")];
     repeat(rounds, |round| {
         let exec = format!("true-{round}");
         let begun = now_ns();
         let mut instants = Instants::new();
         let mut reach = |name: &str| instants.insert(name.to_owned(), now_ns() - begun);
         let mut run = || -> ttrpc::Result<u32> {
-            shim.exec(&exec, &process, &fifos.stdio())?;
+            shim.exec(&exec, &process, &fifos.outputs())?;
             reach("added");
             shim.start(&exec)?;
             reach("started");
@@ -93,12 +67,13 @@ pub fn throughput(directory: &Path, container: &str, rounds: u32) -> Result<Runs
     let process = shim.process(&["dd", "if=/dev/zero", &block, &count]);
     repeat(rounds, |round| {
         let exec = format!("output-{round}");
-        let mut fifos = Fifos::new().map_err(|error| format!("FIFOs: {error}"))?;
+        let fifos = Fifos::new();
+        let [mut stdout, _stderr] = [fifos.open("stdout"), fifos.open("stderr")];
         let failed = |error: ttrpc::Error| format!("exec of dd: {error}");
-        shim.exec(&exec, &process, &fifos.stdio()).map_err(failed)?;
+        shim.exec(&exec, &process, &fifos.outputs()).map_err(failed)?;
         shim.start(&exec).map_err(failed)?;
         let begun = now_ns();
-        let read = drain(&mut fifos.stdout, OUTPUT).map_err(|error| format!("stdout: {error}"))?;
+        let read = drain(&mut stdout, OUTPUT).map_err(|error| format!("stdout: {error}"))?;
         let took = now_ns() - begun;
         if !read {
             return Ok(None);

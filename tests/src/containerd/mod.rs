@@ -14,6 +14,7 @@
 pub mod bundle;
 mod daemon;
 pub mod events;
+pub mod fifos;
 pub mod leftovers;
 pub mod logger;
 pub mod process;

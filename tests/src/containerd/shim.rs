@@ -15,6 +15,8 @@ use containerd_shim_protos::{Client, protobuf, ttrpc};
 use protobuf::Message;
 use serde_json::Value;
 
+use super::Lab;
+use super::fifos::Fifos;
 use super::process::{LIMIT, Size};
 
 /// The Task API as every shim for containerd 1.6 has it.
@@ -147,6 +149,38 @@ impl Shim {
             ..Default::default()
         })?;
         A::parse_from_bytes(&answer.payload).map_err(unreadable)
+    }
+}
+
+/// How an exec ended, and what it said.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: u32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Shim {
+    /// Runs an exec from its registration to its delete.
+    #[track_caller]
+    pub fn run(&self, exec: &str, process: &Value) -> Ran {
+        let fifos = Fifos::new();
+        let (stdout, stderr) = (fifos.read("stdout"), fifos.read("stderr"));
+        self.exec(exec, process, &fifos.outputs()).expect("exec");
+        self.start(exec).expect("start");
+        let status = self.wait(exec).expect("wait");
+        // Before the delete, which would end them in any case.
+        let (stdout, stderr) = (stdout.text(), stderr.text());
+        assert_eq!(self.delete(exec).expect("delete"), status, "status of the delete");
+        Ran { status, stdout, stderr }
+    }
+}
+
+impl Lab {
+    /// A connection to a container's shim.
+    #[track_caller]
+    pub fn shim_of(&self, id: &str) -> Shim {
+        Shim::of(&self.directory, id).expect("shim")
     }
 }
 

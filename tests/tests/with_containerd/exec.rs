@@ -2,7 +2,12 @@
 
 //! Further processes in a running container.
 
-use husk_tests::containerd::case;
+use containerd_shim_protos::ttrpc::Code;
+use husk_tests::containerd::fifos::Fifos;
+use husk_tests::containerd::shim::{Stdio, refusal};
+use husk_tests::containerd::{case, husk_case};
+use nix::sys::signal::Signal;
+use serde_json::json;
 
 #[test]
 fn exec_in_a_running_container() {
@@ -93,5 +98,114 @@ fn exec_without_a_running_container() {
         let output = lab.exec(&[], "ended", &["true"]);
         assert_ne!(output.code, 0, "{}", output.line);
         lab.remove("ended");
+    });
+}
+
+#[test]
+fn exec_ids_and_states() {
+    husk_case("what an exec's state forbids is refused with the code for it", |lab| {
+        lab.idle(&[], "home");
+        let shim = lab.shim_of("home");
+        let process = shim.process(&["sleep", "5000"]);
+        let none = Stdio::default();
+
+        shim.exec("one", &process, &none).expect("exec");
+        assert_eq!(refusal(shim.exec("one", &process, &none)).0, Code::ALREADY_EXISTS);
+        assert_eq!(shim.delete("one").expect("delete of a created exec"), 0);
+        assert_eq!(refusal(shim.start("one")).0, Code::NOT_FOUND);
+        assert_eq!(refusal(shim.delete("one")).0, Code::NOT_FOUND);
+
+        // Its id is free again.
+        shim.exec("one", &process, &none).expect("exec");
+        shim.start("one").expect("start");
+        assert_eq!(refusal(shim.start("one")).0, Code::FAILED_PRECONDITION);
+        assert_eq!(refusal(shim.delete("one")).0, Code::FAILED_PRECONDITION);
+        shim.kill("one", Signal::SIGKILL as u32).expect("kill");
+        assert_eq!(shim.wait("one").expect("wait"), 137);
+        assert_eq!(refusal(shim.kill("one", Signal::SIGKILL as u32)).0, Code::NOT_FOUND);
+        assert_eq!(shim.delete("one").expect("delete"), 137);
+        assert_eq!(lab.status("home").as_deref(), Some("RUNNING"));
+
+        shim.exec("late", &process, &none).expect("exec");
+        lab.kill("KILL", "home");
+        lab.until_status("home", "STOPPED");
+        assert_eq!(refusal(shim.start("late")).0, Code::FAILED_PRECONDITION);
+        assert_eq!(refusal(shim.exec("later", &process, &none)).0, Code::FAILED_PRECONDITION);
+        shim.delete("late").expect("delete");
+        lab.remove("home");
+    });
+}
+
+#[test]
+fn exec_that_leaves_a_child() {
+    case("an exec whose child holds its output can be deleted, and the child lives on", |lab| {
+        lab.idle(&[], "home");
+        let shim = lab.shim_of("home");
+        let fifos = Fifos::new();
+        let (mut out, _err) = (fifos.read("stdout"), fifos.read("stderr"));
+        let script = "sleep 5000 & echo child-$!-";
+        let process = shim.process(&["sh", "-c", script]);
+        shim.exec("parent", &process, &fifos.outputs()).expect("exec");
+        shim.start("parent").expect("start");
+        assert_eq!(shim.wait("parent").expect("wait"), 0);
+        shim.delete("parent").expect("delete");
+        let said = out.until_said("-\n");
+        let child = said.split('-').nth(1).expect("a pid").to_owned();
+        let line = lab.exec_sh("home", &format!("tr '\\0' ' ' </proc/{child}/cmdline"));
+        assert_eq!(line, "sleep 5000");
+        lab.remove("home");
+    });
+}
+
+#[test]
+fn exec_is_as_its_process_says() {
+    case("an exec has the user, groups, capabilities and limits of its own Process", |lab| {
+        lab.idle(&["--seccomp"], "home");
+        let shim = lab.shim_of("home");
+        let mut process = shim.process(&["sh", "-c", "cat /proc/self/status; ulimit -n; umask"]);
+        process["user"] =
+            json!({"uid": 1234, "gid": 2345, "additionalGids": [3456, 4567], "umask": 0o27});
+        process["noNewPrivileges"] = true.into();
+        let some = json!(["CAP_CHOWN", "CAP_NET_RAW"]);
+        process["capabilities"] = json!({
+            "bounding": some, "permitted": some, "effective": some, "inheritable": some,
+            "ambient": some,
+        });
+        process["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}]);
+        let ran = shim.run("other", &process);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        let field = |name: &str| {
+            let line = ran.stdout.lines().find_map(|line| line.strip_prefix(name));
+            let words = line.unwrap_or_else(|| panic!("no {name} in:\n{}", ran.stdout));
+            words.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(field("Uid:"), "1234 1234 1234 1234");
+        assert_eq!(field("Gid:"), "2345 2345 2345 2345");
+        assert_eq!(field("Groups:"), "3456 4567");
+        assert_eq!(field("NoNewPrivs:"), "1");
+        // CAP_CHOWN is bit 0, CAP_NET_RAW bit 13.
+        for name in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(name), "0000000000002001", "{name}");
+        }
+        assert_eq!(field("Seccomp:"), "2", "the container's filter");
+        let last: Vec<_> = ran.stdout.lines().rev().take(2).collect();
+        assert_eq!(last, ["0027", "77"], "umask and limit of files");
+
+        let script = "for n in /proc/self/ns/*; do readlink $n /proc/1/ns/${n##*/}; done | \
+            uniq -u; cat /proc/self/cgroup /proc/1/cgroup | uniq -u";
+        let ran = shim.run("same", &shim.process(&["sh", "-c", script]));
+        assert_eq!((ran.status, ran.stdout.as_str()), (0, ""), "namespaces or cgroups that differ");
+        lab.remove("home");
+    });
+}
+
+#[test]
+fn exec_in_a_missing_directory() {
+    case("an exec in a directory that is missing is refused by its name", |lab| {
+        lab.idle(&[], "home");
+        let missing = lab.exec(&["--cwd", "/nosuch/place"], "home", &["true"]);
+        missing.failed_with("/nosuch/place");
+        assert_eq!(lab.exec_sh("home", "echo still here"), "still here");
+        lab.remove("home");
     });
 }

@@ -3,7 +3,10 @@
 //! Containers on a terminal. What is typed is echoed, so the words that are waited for never
 //! stand in what was typed.
 
+use std::io::Write;
+
 use husk_tests::containerd::case;
+use husk_tests::containerd::fifos::Fifos;
 use husk_tests::containerd::process::{LIMIT, Running, Size, eventually};
 
 const SIZE: Size = Size { rows: 40, columns: 100 };
@@ -75,4 +78,66 @@ fn exec_on_a_terminal() {
         shell.wait().ended(9);
         lab.remove("place");
     });
+}
+
+#[test]
+fn terminal_resized_before_its_start() {
+    case("a size set before the start is there from the first instruction on", |lab| {
+        lab.idle(&[], "early");
+        let shim = lab.shim_of("early");
+        let fifos = Fifos::new();
+        let out = fifos.read("stdout");
+        let mut process = shim.process(&["stty", "size"]);
+        process["terminal"] = true.into();
+        shim.exec("sized", &process, &fifos.terminal()).expect("exec");
+        shim.resize("sized", Size { rows: 33, columns: 77 }).expect("resize");
+        shim.start("sized").expect("start");
+        assert_eq!(shim.wait("sized").expect("wait"), 0);
+        assert_eq!(out.text(), "33 77");
+        shim.delete("sized").expect("delete");
+        lab.remove("early");
+    });
+}
+
+#[test]
+fn end_of_a_terminal() {
+    case(
+        "a terminal's output comes whole and ends by itself; ^D ends the input, a hang-up all",
+        |lab| {
+            lab.idle(&[], "talk");
+            let shim = lab.shim_of("talk");
+            let start = |exec: &str, args: &[&str]| {
+                let fifos = Fifos::new();
+                let out = fifos.read("stdout");
+                let mut process = shim.process(args);
+                process["terminal"] = true.into();
+                shim.exec(exec, &process, &fifos.terminal()).expect("exec");
+                shim.start(exec).expect("start");
+                (fifos, out)
+            };
+            // More than pipe, connection and FIFO hold. The output ends before the delete.
+            let (_fifos, out) = start("large", &["seq", "200000"]);
+            let said = out.text();
+            let numbers = (1..=200_000).map(|number| number.to_string());
+            assert!(said.lines().eq(numbers), "{} lines", said.lines().count());
+            assert_eq!(shim.wait("large").expect("wait"), 0);
+            shim.delete("large").expect("delete");
+
+            let (fifos, mut out) = start("typed", &["cat"]);
+            fifos.stdin().write_all(b"word\n").expect("write");
+            // Once as echo, once from cat.
+            out.until_said("word\r\nword\r\n");
+            fifos.stdin().write_all(b"\x04").expect("write");
+            assert_eq!(shim.wait("typed").expect("wait"), 0);
+            shim.delete("typed").expect("delete");
+
+            // What is left behind holds the terminal no longer.
+            let left = "(trap '' HUP; exec sleep 100000) & echo left; exit 4";
+            let (_fifos, out) = start("left", &["sh", "-c", left]);
+            assert_eq!(shim.wait("left").expect("wait"), 4);
+            assert_eq!(out.text(), "left");
+            shim.delete("left").expect("delete");
+            lab.remove("talk");
+        },
+    );
 }
