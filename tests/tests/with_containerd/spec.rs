@@ -40,7 +40,6 @@ fn what_cannot_be() {
                 "/run/listener",
             ),
             ("/linux/intelRdt", json!({"closID": "guaranteed"}), "linux.intelRdt"),
-            ("/linux/netDevices", json!({"eth1": {}}), "linux.netDevices"),
             (
                 "/linux/devices",
                 json!([{"type": "b", "path": "/dev/sda", "major": 8, "minor": 0}]),
