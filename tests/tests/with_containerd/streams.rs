@@ -132,10 +132,9 @@ fn streams_in_part() {
         }
         // Only stdin: it is read to its end.
         let process = shim.process(&["sh", "-c", "read -r word; cat; test \"$word\" = given"]);
-        let mut input = fifos.stdin();
         shim.exec("input", &process, &of(true, false, false)).expect("exec");
         shim.start("input").expect("start");
-        input.write_all(b"given\nand more").expect("write");
+        fifos.stdin().write_all(b"given\nand more").expect("write");
         shim.close_stdin("input").expect("CloseIO");
         assert_eq!(shim.wait("input").expect("wait"), 0, "status of `test`");
         shim.delete("input").expect("delete");
