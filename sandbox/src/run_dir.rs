@@ -177,6 +177,8 @@ pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
             Resource::Poststop(_) | Resource::PoststopRan(_) => {}
         }
     }
+    errors.extend(unmount_all(&path.join("share")).err().map(|error| error.message));
+    // Last, for they may take longer than our caller has; their lines stay until they have run.
     for poststop in due(&resources) {
         errors.extend(poststop.run_blocking().into_iter().map(|error| error.message));
     }

@@ -32,14 +32,17 @@ pub fn delete(args: &Args) -> Result<(), String> {
     let mut errors = Vec::new();
     if group == args.id {
         end_daemon(args, &bundle);
+        errors.extend(remove_socket(args).err());
+    }
+    errors.extend(mount::unmount_all(&bundle.join("rootfs")).err().map(|error| error.message));
+    if group == args.id {
+        // Last, for it may run hooks.
         errors.extend(
             run_dir::clean(Path::new(run_dir::RUN_ROOT), &args.namespace, &args.id)
                 .err()
                 .map(|error| error.message),
         );
-        errors.extend(remove_socket(args).err());
     }
-    errors.extend(mount::unmount_all(&bundle.join("rootfs")).err().map(|error| error.message));
     if !errors.is_empty() {
         // containerd logs it as a warning; the answer below counts all the same.
         eprintln!("containerd-shim-husk-v2: {}", errors.join("; "));
