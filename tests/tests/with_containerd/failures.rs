@@ -94,6 +94,7 @@ fn full_state_directory() {
             let none = eventually(LIMIT, || pids_of(HUSK_SHIM) == shims);
             assert!(none, "a daemon that nobody knows of, with room for {files} files");
         }
+        drop(bundle);
 
         // As Create sees the directory of all pods.
         let directory = temporary("husk-cramped");
