@@ -9,3 +9,10 @@ pub mod vmm;
 pub fn temporary(name: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(name).tempdir().expect("temporary directory")
 }
+
+/// A program of the tests: beside the one that runs, or one directory up.
+pub fn program(name: &str) -> std::path::PathBuf {
+    let own = std::env::current_exe().expect("path of this program");
+    let found = own.ancestors().skip(1).take(2).map(|place| place.join(name)).find(|p| p.exists());
+    found.unwrap_or_else(|| panic!("{name} is not beside the tests; run tests/lab/collect-tests"))
+}

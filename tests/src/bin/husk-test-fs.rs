@@ -7,13 +7,14 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use husk_tests::fs::{Setting, run, tree};
+use husk_tests::fs::{Setting, directories, run, tree};
 
 const USAGE: &str = "\
 usage: husk-test-fs run [--husk] [--entries N] [--operations N] DIRECTORY [WORD...]
-       husk-test-fs make DIRECTORY | check DIRECTORY
-run: the cases whose name contains a word, or all; --husk: by husk's rules
-make, check: a tree of files that the other side of a share checks, or has made";
+       husk-test-fs make DIRECTORY | check DIRECTORY | count DIRECTORY
+run: the cases whose name starts with a word, or all; --husk: by husk's rules
+make, check: a tree of files that the other side of a share checks, or has made
+count: how many names a directory lists";
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
@@ -32,6 +33,10 @@ fn main() -> ExitCode {
             wrong.iter().for_each(|line| println!("{line}"));
             println!("{digest}");
             wrong.is_empty()
+        }),
+        ["count", directory] => directories::count(directory).map(|count| {
+            println!("{count} names");
+            true
         }),
         ["run", ref words @ ..] => match parse(words) {
             Some((setting, directory, words)) => run(Path::new(&directory), &words, setting),

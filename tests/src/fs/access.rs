@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::calls::*;
@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
     ("a_write_clears_set_id_bits", a_write_clears_set_id_bits),
     ("a_write_of_root_keeps_set_id_bits", a_write_of_root_keeps_set_id_bits),
     ("truncation_clears_set_id_bits", truncation_clears_set_id_bits),
+    ("allocation_and_copies_clear_set_id_bits", allocation_and_copies_clear_set_id_bits),
     ("umask_applies_to_all_kinds", umask_applies_to_all_kinds),
     ("modes_are_obeyed", modes_are_obeyed),
     ("groups_count", groups_count),
@@ -150,6 +151,23 @@ fn truncation_clears_set_id_bits() -> Outcome {
     chmod("file", 0o6777)?;
     as_user(BOB, || Ok(open("file", OFlags::WRONLY | OFlags::TRUNC).map(drop)?))?;
     same("mode after O_TRUNC", mode("file")?, 0o777)
+}
+
+fn allocation_and_copies_clear_set_id_bits() -> Outcome {
+    fill("file", b"content")?;
+    chmod("file", 0o6777)?;
+    as_user(BOB, || {
+        let file = open("file", OFlags::RDWR)?;
+        Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 100)?)
+    })?;
+    same("mode after fallocate", mode("file")?, 0o777)?;
+    fill("source", b"content")?;
+    chmod("file", 0o6777)?;
+    as_user(BOB, || {
+        let (source, file) = (open("source", OFlags::RDONLY)?, open("file", OFlags::WRONLY)?);
+        same("bytes", rustix::fs::copy_file_range(&source, None, &file, None, 7)?, 7)
+    })?;
+    same("mode after copy_file_range", mode("file")?, 0o777)
 }
 
 fn umask_applies_to_all_kinds() -> Outcome {

@@ -211,7 +211,7 @@ fn an_unlinked_file_is_opened_again() -> Outcome {
 }
 
 fn a_name_is_used_again() -> Outcome {
-    for round in 0..50u32 {
+    for round in 0..20u32 {
         let text = round.to_string();
         fill("name", text.as_bytes())?;
         same("content", std::fs::read_to_string("name")?, text)?;
@@ -272,7 +272,7 @@ fn long_names() -> Outcome {
 }
 
 fn deep_paths() -> Outcome {
-    // 20 levels of 200 bytes nearly fill PATH_MAX; another 80 go beyond.
+    // 20 levels of 200 bytes nearly fill PATH_MAX; another 30 go beyond.
     let component = "d".repeat(200);
     let path = vec![component.as_str(); 20].join("/");
     std::fs::create_dir_all(&path)?;
@@ -282,7 +282,7 @@ fn deep_paths() -> Outcome {
     refused(stat(&long), Errno::NAMETOOLONG)?;
     let start = std::env::current_dir()?;
     std::env::set_current_dir(&path)?;
-    for _ in 0..80 {
+    for _ in 0..30 {
         mkdir("e", 0o755)?;
         std::env::set_current_dir("e")?;
     }

@@ -250,7 +250,7 @@ fn a_script_runs() -> Outcome {
 
 fn many_open_files() -> Outcome {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let count = limit.unwrap_or(u64::MAX).min(1000) as usize - 50;
+    let count = limit.unwrap_or(u64::MAX).min(350) as usize - 50;
     let mut files = Vec::new();
     for number in 0..count {
         let mut file = create(&number.to_string())?;

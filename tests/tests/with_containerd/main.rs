@@ -12,6 +12,7 @@ mod exec;
 mod exec_storm;
 mod failures;
 mod features;
+mod files;
 mod hooks;
 mod isolation;
 mod lifecycle;

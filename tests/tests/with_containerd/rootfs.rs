@@ -96,7 +96,7 @@ fn writes_are_the_snapshots() {
 #[test]
 fn extended_attributes() {
     case("extended attributes are set, read, listed and kept in the upper directory", |lab| {
-        let probe = probe();
+        let probe = husk_tests::program("husk-test-xattr");
         let mount = format!("type=bind,src={},dst=/probe,options=bind:ro", probe.display());
         lab.idle(&["--mount", &mount], "marked");
         let said = lab.exec_sh(
@@ -126,12 +126,4 @@ fn read_only() {
             output.error()
         );
     });
-}
-
-/// The program for extended attributes, beside this one or one directory up.
-fn probe() -> PathBuf {
-    let own = std::env::current_exe().expect("path of this program");
-    let places = own.ancestors().skip(1).take(2).map(|place| place.join("husk-test-xattr"));
-    let found = places.into_iter().find(|path| path.exists());
-    found.expect("husk-test-xattr beside the tests; run tests/lab/collect-tests")
 }
