@@ -340,10 +340,9 @@ impl Linux {
         // Absolute: the guest has no systemd, and the engine insists with user namespaces.
         self.cgroups_path = format!("/husk/{container}");
         self.rest.remove("mountLabel");
-        let (kept, dropped) =
-            std::mem::take(&mut self.devices).into_iter().partition(Device::is_in_guest);
+        let devices = std::mem::take(&mut self.devices).into_iter();
+        let (kept, dropped): (_, Vec<Device>) = devices.partition(Device::is_in_guest);
         self.devices = kept;
-        let dropped: Vec<Device> = dropped;
         dropped.iter().map(|device| device.path.clone()).collect()
     }
 }
