@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::slow::Pool;
 use super::tree::{Anchor, Tree};
-use super::{caller, extension};
+use super::{QUEUE_SIZES, caller, extension};
 use crate::memory::{ByteValued, GuestRam};
 use crate::virtio::queue::{OwnedChain, VirtQueue};
 use crate::virtio::worker::{FIRST_DEVICE_TOKEN, Poll, Serve};
@@ -43,7 +43,9 @@ impl Device {
     pub fn new(ram: GuestRam, queues: Vec<VirtQueue>, anchor: Arc<Anchor>) -> io::Result<Device> {
         let tree = Arc::new(Tree::new(Arc::clone(&anchor))?);
         let files = Arc::new(Files { server: Server::new(Arc::clone(&tree)), tree });
-        let (ram, slow) = (Arc::new(ram), Pool::new()?);
+        // No more than that can wait for an answer unless the driver uses a buffer twice.
+        let limit = QUEUE_SIZES.iter().map(|&size| usize::from(size)).sum();
+        let (ram, slow) = (Arc::new(ram), Pool::new(limit)?);
         Ok(Device { queues, ram, anchor, files, slow, pending: [true; 2] })
     }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Most threads. More requests than that wait; they are as many as the queue is long.
+/// Most threads. More requests than that wait.
 pub const MAX_THREADS: usize = 4;
 
 const STACK: usize = 128 << 10;
@@ -23,6 +23,9 @@ type Job<T> = Box<dyn FnOnce() -> T + Send>;
 pub struct Pool<T> {
     shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,
+    /// Most jobs whose results have not been taken.
+    limit: usize,
+    unfinished: usize,
 }
 
 struct Shared<T> {
@@ -39,11 +42,11 @@ struct State<T> {
 }
 
 impl<T: Send + 'static> Pool<T> {
-    pub fn new() -> io::Result<Pool<T>> {
+    pub fn new(limit: usize) -> io::Result<Pool<T>> {
         let state = State { jobs: VecDeque::new(), results: Vec::new(), idle: 0, ends: false };
         let (state, work) = (Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { state, work, done: EventFd::new(EFD_NONBLOCK)? });
-        Ok(Pool { shared, threads: Vec::new() })
+        Ok(Pool { shared, threads: Vec::new(), limit, unfinished: 0 })
     }
 
     /// Becomes readable when there are results.
@@ -52,6 +55,10 @@ impl<T: Send + 'static> Pool<T> {
     }
 
     pub fn start(&mut self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<()> {
+        if self.unfinished == self.limit {
+            return Err(io::Error::other("the driver made more requests than its queues hold"));
+        }
+        self.unfinished += 1;
         let mut state = self.shared.lock();
         state.jobs.push_back(Box::new(job));
         let needs_thread = state.jobs.len() > state.idle && self.threads.len() < MAX_THREADS;
@@ -65,10 +72,12 @@ impl<T: Send + 'static> Pool<T> {
         Ok(())
     }
 
-    pub fn take_results(&self) -> Vec<T> {
+    pub fn take_results(&mut self) -> Vec<T> {
         // Nonblocking: nothing to take is no error.
         let _ = self.shared.done.read();
-        std::mem::take(&mut self.shared.lock().results)
+        let results = std::mem::take(&mut self.shared.lock().results);
+        self.unfinished -= results.len();
+        results
     }
 }
 

@@ -275,8 +275,8 @@ fn what_is_agreed_on_is_what_both_can() {
 }
 
 #[test]
-fn a_pool_does_all_that_it_is_given() {
-    let mut pool = Pool::new().expect("pool");
+fn a_pool_does_all_that_it_is_given_up_to_its_limit() {
+    let mut pool = Pool::new(100).expect("pool");
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
     for number in 0..100u32 {
@@ -284,6 +284,8 @@ fn a_pool_does_all_that_it_is_given() {
         // All threads wait for the same gate: more jobs than threads are there.
         pool.start(move || gate.lock().expect("gate").recv().map(|()| number)).expect("start");
     }
+    // A driver that uses a buffer again before it has been answered could go on for ever.
+    assert!(pool.start(|| Ok(100)).is_err());
     for _ in 0..100 {
         release.send(()).expect("send");
     }
