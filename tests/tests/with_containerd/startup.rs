@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ use husk_tests::containerd::bundle::{Bundle, run};
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::process::{Running, Size};
 use husk_tests::containerd::task::{context, gone, refusal};
-use husk_tests::containerd::{CTR_NAMESPACE, HUSK_SHIM, Lab, husk_case};
+use husk_tests::containerd::{CTR_NAMESPACE, HUSK_SHIM, IMAGE, Lab, husk_case};
 use husk_tests::temporary;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
@@ -233,7 +233,7 @@ fn without(directory: &Path, missing: &str) -> String {
                 HUSK_SHIM | "husk-vmm" => {
                     fs::copy(parts.join(name), directory.join(name)).map(drop)
                 }
-                _ => std::os::unix::fs::symlink(parts.join(name), directory.join(name)),
+                _ => symlink(parts.join(name), directory.join(name)),
             };
             part.expect("copy");
         }
@@ -268,8 +268,7 @@ fn what_is_missing_is_said() {
          nothing is left",
         |lab| {
             let fails = |runtime: &str, words: &str| {
-                let image = husk_tests::containerd::IMAGE;
-                lab.ctr(&["run", "--rm", "--runtime", runtime, image, "poor", "true"])
+                lab.ctr(&["run", "--rm", "--runtime", runtime, IMAGE, "poor", "true"])
                     .failed_with(words);
             };
             for (missing, words) in [
@@ -291,6 +290,18 @@ fn what_is_missing_is_said() {
             }
         },
     );
+}
+
+#[test]
+fn image_without_an_agent() {
+    husk_case("an image whose first program is no agent: the reason is the guest's end", |lab| {
+        let directory = temporary("husk-parts");
+        let runtime = without(directory.path(), "guest.img");
+        // The guest of another suite. It powers off.
+        symlink(which("test-guest.img"), directory.path().join("guest.img")).expect("symlink");
+        lab.ctr(&["run", "--rm", "--runtime", &runtime, IMAGE, "foreign", "true"])
+            .failed_with("the guest powered off");
+    });
 }
 
 #[test]
