@@ -153,6 +153,12 @@ impl<'a> Buffers<'a> {
         Ok(buffers)
     }
 
+    /// Those of a payload that lies in one piece.
+    #[cfg(test)]
+    pub fn of(bytes: &'a mut [u8]) -> Buffers<'a> {
+        Buffers { len: bytes.len(), slices: vec![VolatileSlice::from(bytes)] }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
