@@ -70,7 +70,7 @@ fn full_root_file_system() {
             echo room >/after && cat /after";
             let path = rootfs.display().to_string();
             let words = ["run", "--rm", "--runtime", lab.runtime(), "--rootfs", &path, "tight"];
-            let output = lab.ctr(&[&words[..], &["sh", "-c", script]].concat()).ended(0);
+            let output = lab.ctr(&[&words[..], &["/bin/sh", "-c", script]].concat()).ended(0);
             assert_eq!(
                 output.text(),
                 "No space left on device\nrefused\nroom",
