@@ -3,6 +3,7 @@
 //! In the process to be: finding its program and becoming it. The texts of the errors are
 //! runc's, because docker and others read them.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -48,11 +49,12 @@ pub struct Program {
 impl Program {
     pub fn find(process: &Process) -> Result<Self, String> {
         let path = find(process)?;
-        let strings = |list: &Option<Vec<String>>| {
-            list.iter().flatten().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>()
+        let strings = |list: &[String]| {
+            list.iter().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>()
         };
         let path = CString::new(path.as_os_str().as_bytes());
-        match (path, strings(process.args()), strings(process.env())) {
+        let env = distinct(process.env().as_deref().unwrap_or_default());
+        match (path, strings(process.args().as_deref().unwrap_or_default()), strings(&env)) {
             (Ok(path), Ok(args), Ok(env)) => Ok(Self { path, args, env }),
             _ => Err("an argument or an environment variable holds a zero byte".to_owned()),
         }
@@ -66,6 +68,24 @@ impl Program {
             Err(errno) => format!("exec {}: {}", self.path.to_string_lossy(), text(errno)),
         }
     }
+}
+
+/// An environment in which each variable is once, where it was first, with its last value:
+/// programs differ in which of two they look at, and people overrule by adding.
+fn distinct(env: &[String]) -> Vec<String> {
+    let mut distinct: Vec<String> = Vec::new();
+    let mut places = HashMap::new();
+    for entry in env {
+        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+        match places.get(name) {
+            Some(&place) => distinct[place] = entry.clone(),
+            None => {
+                places.insert(name, distinct.len());
+                distinct.push(entry.clone());
+            }
+        }
+    }
+    distinct
 }
 
 /// Undoes what Rust's runtime, the agent and whoever started it do to signals: a program
@@ -147,6 +167,12 @@ mod tests {
         assert_eq!(find_in(Some("/nowhere:/bin"), "sh"), Ok("/bin/sh".into()));
         assert_eq!(find_in(None, "/bin/sh"), Ok("/bin/sh".into()));
         assert!(find_in(None, "sh").is_ok());
+    }
+
+    #[test]
+    fn the_later_of_two_values_of_a_variable_counts() {
+        let env = ["A=1", "B=", "A=2", "AA=3", "B=4=5", "A="].map(str::to_owned);
+        assert_eq!(distinct(&env), ["A=", "B=4=5", "AA=3"]);
     }
 
     #[test]
