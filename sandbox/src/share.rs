@@ -20,8 +20,9 @@ use crate::mount::{self, Mounted};
 use crate::run_dir::checked_name;
 use crate::spec::BindSource;
 
-/// Limits of the tmpfs: it holds nothing but mount points.
-const TMPFS_OPTIONS: &str = "size=4m,nr_inodes=16k,mode=0700";
+/// Limits of the tmpfs: it holds nothing but mount points. The root of a user namespace in
+/// the guest is a user like others, and has to pass; on the host the directory above is closed.
+const TMPFS_OPTIONS: &str = "size=4m,nr_inodes=16k,mode=0711";
 
 /// The share of a pod.
 #[derive(Debug)]
