@@ -12,6 +12,7 @@
 //! io.containerd.runc.v2, which tells a fault of a case from one of husk.
 
 pub mod bundle;
+pub mod config;
 mod daemon;
 pub mod events;
 pub mod fifos;
@@ -128,6 +129,11 @@ impl Lab {
         let runtime = runtime();
         let (traces, execs) = (RefCell::default(), Cell::new(0));
         Lab { runtime, directory, log, log_start, traces, execs }
+    }
+
+    /// Whether it is husk, and not what husk is compared with.
+    pub fn is_husk(&self) -> bool {
+        self.runtime == HUSK
     }
 
     /// The runtime's name, for `--runtime`.
@@ -301,9 +307,9 @@ impl Lab {
         let rootfs = self.directory.join("rootfs");
         if !rootfs.exists() {
             let script = "set -eu; cd \"$1\"; umask 022; mkdir -p new/bin new/etc new/proc new/sys \
-                new/dev new/tmp; cp /bin/busybox new/bin/; \
+                new/dev new/tmp new/run; cp /bin/busybox new/bin/; \
                 for name in $(busybox --list); do ln -s busybox new/bin/$name 2>/dev/null || :; \
-                done; echo root:x:0:0:::/bin/sh >new/etc/passwd; mv new rootfs";
+                done; echo root:x:0:0::/root:/bin/sh >new/etc/passwd; mv new rootfs";
             let made = Command::new("sh").args(["-c", script, "sh"]).arg(&self.directory).status();
             assert!(made.expect("sh").success(), "cannot make a root file system");
         }

@@ -2,7 +2,9 @@
 
 //! What cannot be done fails with words that say why, and leaves nothing.
 
+use husk_tests::containerd::config::Config;
 use husk_tests::containerd::{case, husk_case};
+use serde_json::json;
 
 #[test]
 fn programs_that_cannot_run() {
@@ -17,6 +19,16 @@ fn programs_that_cannot_run() {
         lab.exec(&[], "sound", &["nosuch-program"]).failed_with(not_found);
         lab.exec(&[], "sound", &["/bin/nosuch-program"]).failed_with(missing);
         lab.exec(&[], "sound", &["/etc/passwd"]).failed_with("permission denied");
+        // An ELF file of another architecture, and a script that does not say whose.
+        lab.exec_sh(
+            "sound",
+            "printf '\\177ELF\\2\\1\\1\\0\\0\\0\\0\\0\\0\\0\\0\\0\\2\\0\\267\\0' >/foreign
+             head -c 100 /dev/zero >>/foreign; echo 'echo x' >/script; chmod +x /foreign /script",
+        );
+        for program in ["/foreign", "/script"] {
+            let words = format!("exec {program}: exec format error");
+            lab.exec(&[], "sound", &[program]).failed_with(&words);
+        }
         assert_eq!(lab.exec_sh("sound", "echo still here"), "still here");
         lab.remove("sound");
     });
@@ -47,5 +59,38 @@ fn checkpoint() {
         lab.ctr(&["tasks", "checkpoint", "whole"]).failed_with("not implemented");
         assert_eq!(lab.exec_sh("whole", "echo whole"), "whole");
         lab.remove("whole");
+    });
+}
+
+#[test]
+fn specs_that_cannot_be() {
+    case("a config.json that cannot be is refused by the name of what is wrong", |lab| {
+        let base = Config::new(lab).script("echo never");
+        let mount = json!([{"destination": "/mnt", "type": "nosuchfs", "source": "nothing"}]);
+        for (what, config, words) in [
+            (
+                "a missing rootfs",
+                base.clone().set("/root/path", json!("/nowhere/rootfs")),
+                &["/nowhere/rootfs", "no such file or directory"][..],
+            ),
+            (
+                "an unknown mount type",
+                base.clone().add("/mounts", mount),
+                &["/mnt", "no such device"],
+            ),
+            (
+                "CPUs that are not there",
+                base.set("/linux/resources/cpu", json!({"cpus": "60-63"})),
+                &["cpuset.cpus", "60-63"],
+            ),
+        ] {
+            let output = config.run(lab, "impossible").failed_with("");
+            for words in words {
+                let said = output.error().to_lowercase();
+                assert!(said.contains(words), "no {words:?}: {said}");
+            }
+            assert_eq!(output.text(), "", "{what}");
+            println!("  {what}: {}", output.error());
+        }
     });
 }

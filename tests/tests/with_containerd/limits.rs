@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use husk_tests::containerd::config::{Check, Config};
 use husk_tests::containerd::events::{Events, topics};
 use husk_tests::containerd::{CD_CGROUP, CGROUP, IMAGE, case};
 use serde_json::{Value, json};
@@ -40,7 +41,8 @@ fn memory_limit_holds() {
 #[test]
 fn spec_and_rootfs_of_the_users_own() {
     case(
-        "a spec and a root directory of the user's own: hostname and number of processes",
+        "a spec and a root directory of the user's own: hostname and number \
+                 of processes",
         |lab| {
             let directory = husk_tests::temporary("husk-rootfs");
             let rootfs = directory.path().join("rootfs");
@@ -78,4 +80,90 @@ fn text(path: &Path, create: bool) -> String {
         fs::create_dir(path).expect("make a directory");
     }
     path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn every_limit() {
+    case("all resources are in the container's cgroup", |lab| {
+        let cgroup = json!([{
+            "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"],
+        }]);
+        let mut config = Config::new(lab)
+            .add("/linux/namespaces", json!([{"type": "cgroup"}]))
+            .add("/mounts", cgroup)
+            .set(
+                "/linux/resources/memory",
+                json!({
+                    "limit": 134_217_728, "reservation": 67_108_864, "swap": 201_326_592,
+                }),
+            )
+            .set(
+                "/linux/resources/cpu",
+                json!({
+                    "shares": 2048, "quota": 150_000, "period": 200_000, "cpus": "0", "mems": "0",
+                }),
+            )
+            .set("/linux/resources/pids", json!({"limit": 77}))
+            .set(
+                "/linux/resources/unified",
+                json!({"memory.low": "33554432", "memory.oom.group": "1"}),
+            );
+        let mut checks: Vec<Check> = vec![
+            (
+                "memory: limit, reservation and swap, which is what is over the limit",
+                "cat memory.max memory.low memory.swap.max",
+                "134217728 33554432 67108864",
+            ),
+            (
+                "cpu: shares as weight, quota and period",
+                "cat cpu.weight cpu.max",
+                "79 150000 200000",
+            ),
+            (
+                "cpuset: CPUs and memory nodes, in the cgroup and for processes",
+                "cat cpuset.cpus cpuset.mems; grep _list: /proc/self/status",
+                "0 0 Cpus_allowed_list: 0 Mems_allowed_list: 0",
+            ),
+            ("pids", "cat pids.max", "77"),
+            (
+                "unified: any file of the cgroup, in place of the field that is \
+                 about the same",
+                "cat memory.low memory.oom.group",
+                "33554432 1",
+            ),
+        ];
+        // runc 1.1 has no burst, and the machine it is compared on lacks the others.
+        if lab.is_husk() {
+            config = config
+                .set("/linux/cgroupsPath", json!("system.slice:husk:limited"))
+                .set("/linux/resources/cpu/burst", json!(50_000))
+                .set(
+                    "/linux/resources/hugepageLimits",
+                    json!([
+                        {"pageSize": "2MB", "limit": 4_194_304},
+                    ]),
+                )
+                .set("/linux/resources/blockIO", json!({"weight": 500}));
+            checks.extend([
+                ("cpu: burst", "cat cpu.max.burst", "50000"),
+                (
+                    "huge pages, also of those that are reserved",
+                    "cat hugetlb.2MB.max hugetlb.2MB.rsvd.max",
+                    "4194304 4194304",
+                ),
+                ("weight of block I/O", "cat io.weight", "default 4950"),
+            ]);
+        }
+        let checks: Vec<(&str, String, &str)> = checks
+            .into_iter()
+            .map(|(what, script, expected)| {
+                (what, format!("cd /sys/fs/cgroup; {script}"), expected)
+            })
+            .collect();
+        let checks: Vec<Check> = checks
+            .iter()
+            .map(|(what, script, expected)| (*what, script.as_str(), *expected))
+            .collect();
+        config.check(lab, "limited", &checks).finish();
+    });
 }
