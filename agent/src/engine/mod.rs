@@ -33,6 +33,7 @@ use std::os::fd::OwnedFd;
 pub use create::Create;
 pub use join::Join;
 pub use process::Stdio;
+#[cfg(test)]
 pub use rootfs::mount_options;
 pub use stage::Failure;
 

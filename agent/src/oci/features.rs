@@ -2,32 +2,37 @@
 
 //! Features: what this runtime can do, in the form of the specification (features.md).
 
-use serde_json::json;
+use husk_protocol::features::features;
 
-use super::{Result, SPEC_VERSION};
-use crate::engine;
+use super::Result;
 
 pub fn show() -> Result<()> {
-    let features = json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": SPEC_VERSION,
-        "hooks": [
-            "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
-            "poststop",
-        ],
-        "mountOptions": engine::mount_options().collect::<Vec<_>>(),
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
-            "cgroup": {
-                "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
-            },
-            "seccomp": {"enabled": true},
-            "apparmor": {"enabled": false},
-            "selinux": {"enabled": false},
-            "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": true}},
-        },
-    });
+    let mut features = features();
+    // Without a VM, a mount's file system is the host's, which may have them.
+    features["linux"]["mountExtensions"]["idmap"]["enabled"] = true.into();
     println!("{features:#}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::engine::mount_options;
+
+    #[test]
+    fn the_options_of_mounts_are_those_of_the_engine() {
+        // These the kernel takes for any file system, so the engine need not know them.
+        const KERNEL: [&str; 7] =
+            ["async", "dirsync", "lazytime", "mand", "nolazytime", "nomand", "sync"];
+        // These are refused in a VM, whose files are virtio-fs's.
+        const IDMAP: [&str; 2] = ["idmap", "ridmap"];
+        let features = features();
+        let named = features["mountOptions"].as_array().expect("options");
+        let named: BTreeSet<_> = named.iter().filter_map(|name| name.as_str()).collect();
+        let known: BTreeSet<_> = mount_options().collect();
+        let known = known.iter().map(String::as_str).filter(|name| !IDMAP.contains(name));
+        assert_eq!(named, known.chain(KERNEL).collect());
+    }
 }

@@ -33,9 +33,6 @@ use lexopt::prelude::*;
 use log::Log;
 use state::Container;
 
-/// The newest runtime-spec whose fields are known.
-const SPEC_VERSION: &str = "1.2.0";
-
 /// A process in the kernel stops or ends when it leaves it; this long may that take.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -154,7 +151,7 @@ fn globals(runtime: &mut Runtime, args: &mut lexopt::Parser) -> Result<Option<St
             }
             Long("version") | Short('v') => {
                 println!("husk-oci version {}", env!("CARGO_PKG_VERSION"));
-                println!("spec: {SPEC_VERSION}");
+                println!("spec: {}", husk_protocol::features::OCI_VERSION);
                 return Ok(None);
             }
             Value(command) if command == "help" => {

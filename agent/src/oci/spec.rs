@@ -5,10 +5,11 @@
 use std::fs::File;
 use std::io::Write;
 
+use husk_protocol::features::OCI_VERSION;
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{Result, SPEC_VERSION, path, text};
+use super::{Result, path, text};
 
 pub fn write(mut args: lexopt::Parser) -> Result<()> {
     let mut bundle = std::path::PathBuf::from(".");
@@ -33,7 +34,7 @@ fn example() -> Json {
     };
     let guarded = "nosuid,noexec,nodev";
     json!({
-        "ociVersion": SPEC_VERSION,
+        "ociVersion": OCI_VERSION,
         "process": {
             "terminal": true,
             "user": {"uid": 0, "gid": 0},

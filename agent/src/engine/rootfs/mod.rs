@@ -32,6 +32,7 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use options::Attributes;
 use paths::{Kind, Why, clean, ensure};
 
+#[cfg(test)]
 pub use options::names as mount_options;
 pub use restrict::restrict;
 pub use sources::Sources;

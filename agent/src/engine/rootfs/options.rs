@@ -150,6 +150,7 @@ pub fn propagation(name: &str) -> Option<(u64, bool)> {
 }
 
 /// The names of all that are not the file system's own.
+#[cfg(test)]
 pub fn names() -> impl Iterator<Item = String> {
     let known = OPTIONS.iter().map(|(name, _)| (*name).to_owned());
     let recursive = OPTIONS.iter().map(|(name, _)| format!("r{name}"));
