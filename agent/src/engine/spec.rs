@@ -2,10 +2,15 @@
 
 //! What the engine demands of a config.json, checked before anything is made.
 
+use std::collections::HashSet;
+
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::namespaces::has;
 use super::sysctl;
+
+/// The highest user or group, as for runc.
+const MAX_ID: u32 = i32::MAX as u32;
 
 /// Refuses what cannot be. `shared` says that the runtime's namespaces are the pod's.
 pub fn check(spec: &Spec, shared: bool) -> Result<(), String> {
@@ -17,6 +22,12 @@ pub fn check(spec: &Spec, shared: bool) -> Result<(), String> {
     }
     check_process(spec.process().as_ref().ok_or("the spec has no process")?)?;
     let linux = spec.linux().as_ref().ok_or("the spec has no linux section")?;
+    let mut kinds = HashSet::new();
+    for namespace in linux.namespaces().iter().flatten() {
+        if !kinds.insert(namespace.typ()) {
+            return Err(format!("duplicated namespace {:?}", namespace.typ().to_string()));
+        }
+    }
     let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     for (name, value) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
         if named(value) && !has(spec, LinuxNamespaceType::Uts) {
@@ -65,6 +76,12 @@ pub fn check_process(process: &Process) -> Result<(), String> {
     if !process.cwd().is_absolute() {
         return Err(format!("process.cwd {:?} is not absolute", process.cwd()));
     }
+    // The highest means "as it is" to the kernel, which would be the agent's root.
+    let user = process.user();
+    let ids = [user.uid(), user.gid()];
+    if ids.iter().chain(user.additional_gids().iter().flatten()).any(|id| *id > MAX_ID) {
+        return Err(format!("process.user: uids and gids must be in range 0-{MAX_ID}"));
+    }
     Ok(())
 }
 
@@ -89,6 +106,9 @@ mod tests {
         for (outer, process, linux, why) in [
             ("", r#","args":[]"#, "", "process.args"),
             ("", r#","cwd":"here""#, "", "not absolute"),
+            ("", r#","user":{"uid":4294967295,"gid":0}"#, "", "in range"),
+            ("", r#","user":{"uid":0,"gid":0,"additionalGids":[2147483648]}"#, "", "in range"),
+            ("", "", r#""namespaces":[{"type":"pid"},{"type":"pid"}]"#, "duplicated"),
             (r#","hostname":"h""#, "", "", "UTS"),
             ("", "", r#""maskedPaths":["/proc/kcore"]"#, "MNT"),
             ("", "", r#""namespaces":[{"type":"user"}]"#, "uidMappings"),
