@@ -4,13 +4,27 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Process, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::namespaces::has;
 use super::sysctl;
 
 /// The highest user or group, as for runc.
 const MAX_ID: u32 = i32::MAX as u32;
+
+/// Reads a config.json, or a part of it, in which `process` points to the process. Without
+/// the capabilities that only others know: a profile may be for a newer kernel.
+pub fn read<T: DeserializeOwned>(json: &[u8], process: &str) -> serde_json::Result<T> {
+    let mut value: Value = serde_json::from_slice(json)?;
+    let sets = value.pointer_mut(&format!("{process}/capabilities")).and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
+        set.retain(|name| !name.is_string() || Capability::deserialize(name).is_ok());
+    }
+    T::deserialize(value)
+}
 
 /// Refuses what cannot be. `shared` says that the runtime's namespaces are the pod's.
 pub fn check(spec: &Spec, shared: bool) -> Result<(), String> {
@@ -98,6 +112,20 @@ mod tests {
         ))
         .expect("json");
         check(&serde_json::from_value(spec).expect("spec"), true)
+    }
+
+    #[test]
+    fn capabilities_that_nobody_knows_are_left_out() {
+        let process = r#"{"user":{"uid":0,"gid":0},"cwd":"/",
+            "capabilities":{"bounding":["CAP_KILL","CAP_OF_LATER"],"effective":null}}"#;
+        let read: Process = read(process.as_bytes(), "").expect("a process");
+        let known = read.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
+        assert_eq!(known, Some([Capability::Kill].into()));
+        let spec = format!(r#"{{"ociVersion":"1.2.0","process":{process}}}"#);
+        let spec: Spec = super::read(spec.as_bytes(), "/process").expect("a spec");
+        assert_eq!(spec.process().as_ref(), Some(&read));
+        let number = r#"{"user":{"uid":0,"gid":0},"cwd":"/","capabilities":{"bounding":[7]}}"#;
+        assert!(super::read::<Process>(number.as_bytes(), "").is_err());
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn claim(agent: &Agent, request: &Create) -> Result<Rc<Container>> {
     if agent.containers.borrow().contains_key(id) {
         return Err(Error::exists(format!("container {id} exists")));
     }
-    let mut spec: Spec = serde_json::from_slice(&request.spec)
+    let mut spec: Spec = spec::read(&request.spec, "/process")
         .map_err(|error| Error::invalid(format!("cannot read the spec: {error}")))?;
     fit(&mut spec);
     spec::check(&spec, true).map_err(Error::invalid)?;

@@ -50,7 +50,7 @@ struct Begun {
 
 /// Checks the request and takes the exec's id.
 fn begin(container: &Container, request: &Request) -> Result<Begun> {
-    let process: OciProcess = serde_json::from_slice(&request.process)
+    let process: OciProcess = spec::read(&request.process, "")
         .map_err(|error| Error::invalid(format!("cannot read the process: {error}")))?;
     spec::check_process(&process).map_err(Error::invalid)?;
     let mut state = container.state.borrow_mut();
