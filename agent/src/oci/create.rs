@@ -152,7 +152,7 @@ fn load(bundle: &Path) -> Result<Spec> {
     let file = bundle.join("config.json");
     let json = std::fs::read(&file).map_err(|e| format!("cannot read {file:?}: {e}"))?;
     let spec: Spec =
-        serde_json::from_slice(&json).map_err(|e| format!("cannot make sense of {file:?}: {e}"))?;
+        spec::read(&json, "/process").map_err(|e| format!("cannot make sense of {file:?}: {e}"))?;
     spec::check(&spec, false)?;
     let root = spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default();
     match nix::sys::stat::stat(&root) {

@@ -160,7 +160,7 @@ impl Options {
     fn process(&self, container: &Container) -> Result<Process> {
         if let Some(file) = &self.process {
             let json = std::fs::read(file).map_err(|e| format!("cannot read {file:?}: {e}"))?;
-            let process = serde_json::from_slice(&json);
+            let process = spec::read(&json, "");
             return process.map_err(|e| format!("cannot make sense of {file:?}: {e}"));
         }
         let process = container.record.spec.process().clone();
