@@ -45,10 +45,10 @@ test: setup build unit suites
 unit:
 	@cargo test --quiet --locked --workspace
 
-# All that needs a VM, in one boot of the lab.
+# All that needs a VM.
 suites:
 	@tests/lab/collect-tests
-	@$(lab) --cpus 2 -- tests/lab/run-tests
+	@tests/lab/run-suites
 
 lint:
 	@cargo fmt --all --check
@@ -56,7 +56,7 @@ lint:
 	@cargo clippy --quiet --locked -p husk-tests --test '*' -- -D warnings
 	@shellcheck -S warning .ci/run deploy/setup guest-kernel/build tests/lab/run tests/lab/image \
 	    tests/lab/init tests/lab/start tests/lab/session tests/lab/sample-image \
-	    tests/lab/demo tests/lab/collect-tests tests/lab/run-tests
+	    tests/lab/demo tests/lab/collect-tests tests/lab/run-tests tests/lab/run-suites
 
 bench: setup build
 	@tests/lab/collect-tests
