@@ -123,7 +123,10 @@ impl Container {
     /// Takes a transition of a process and publishes what it makes known.
     pub fn apply(&self, exec: &str, input: Input) -> Result<(), Error> {
         let mut inner = self.inner();
-        self.apply_locked(&mut inner, exec, input)
+        let applied = self.apply_locked(&mut inner, exec, input);
+        // An answer to a start may have been all that an exit known before was held for.
+        self.release_exit_after_execs(&mut inner);
+        applied
     }
 
     /// The guest reports an exit. The first process's waits for those of the execs.
@@ -135,9 +138,7 @@ impl Container {
         }
         // An exit is accepted in every state; one of an exec that is not there is old.
         let _ = self.apply_locked(&mut inner, exec, Input::Exited(exit));
-        if !inner.execs_live() {
-            self.release_held_exit(&mut inner);
-        }
+        self.release_exit_after_execs(&mut inner);
         AfterExit::Nothing
     }
 
@@ -216,6 +217,12 @@ impl Container {
         Ok(())
     }
 
+    fn release_exit_after_execs(&self, inner: &mut Inner) {
+        if !inner.execs_live() {
+            self.release_held_exit(inner);
+        }
+    }
+
     fn release_held_exit(&self, inner: &mut Inner) {
         if let Some(exit) = inner.held_exit.take() {
             let _ = self.apply_locked(inner, "", Input::Exited(exit));
@@ -284,9 +291,9 @@ impl Inner {
 }
 
 impl Exec {
-    /// The guest has it, or may have it any moment.
+    /// The guest has it, or may have it any moment, or its end is not told yet.
     fn is_live(&self) -> bool {
-        matches!(self.process.state(), State::Starting(None) | State::Running)
+        matches!(self.process.state(), State::Starting(_) | State::Running)
     }
 }
 

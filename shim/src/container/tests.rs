@@ -128,6 +128,24 @@ fn an_exec_that_exits_while_it_is_started_is_told_after_its_start() {
 }
 
 #[test]
+fn an_exec_that_exits_while_it_is_started_is_told_before_the_first_process() {
+    let (container, mut published) = with_exec("e");
+    assert_eq!(container.exited("e", exit(137)), AfterExit::Nothing);
+    assert_eq!(container.exited("", exit(137)), AfterExit::EndExecs);
+    container.apply("e", Input::Started).expect("started");
+    let expected = ["create", "start", "exec-started", "exit e 137", "exit c 137"];
+    assert_eq!(seen(&mut published), expected);
+}
+
+#[test]
+fn an_exec_that_could_not_be_started_holds_no_exit_up() {
+    let (container, mut published) = with_exec("e");
+    assert_eq!(container.exited("", exit(1)), AfterExit::EndExecs);
+    container.apply("e", Input::NotStarted).expect("not started");
+    assert_eq!(seen(&mut published), ["create", "start", "exit c 1"]);
+}
+
+#[test]
 fn ooms_are_told_but_not_all_the_time() {
     let (container, mut published) = container();
     for _ in 0..1000 {
