@@ -36,6 +36,11 @@ fn shared_directory() {
 }
 
 #[test]
+fn unmounted_under_requests() {
+    share::unmount_host();
+}
+
+#[test]
 fn vsock_both_ways() {
     vsock::host();
 }

@@ -25,6 +25,7 @@ pub const GUEST_CASES: &[(&str, GuestHalf)] = &[
     ("machine", machine::guest),
     ("disk", disk::guest),
     ("share", share::guest),
+    ("unmount", share::unmount_guest),
     ("vsock", vsock::guest),
     ("console", console::guest),
     ("flood", console::flood),

@@ -4,8 +4,12 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+
+use nix::mount::MsFlags;
 
 use super::{Noise, Run, hash};
 
@@ -36,14 +40,7 @@ pub fn host() {
 
 pub fn guest() -> io::Result<String> {
     let root = Path::new("/mnt");
-    fs::create_dir_all(root)?;
-    nix::mount::mount(
-        Some("husk"),
-        root,
-        Some("virtiofs"),
-        nix::mount::MsFlags::empty(),
-        None::<&str>,
-    )?;
+    mount(root)?;
     let read = hash(fs::File::open(root.join("from-host"))?)?;
     let entries = fs::read_dir(root.join("many"))?.count();
     // The link leads to a path of the guest, where there is no such file.
@@ -58,4 +55,75 @@ pub fn guest() -> io::Result<String> {
     std::os::unix::fs::chown(&made, Some(1000), Some(2000))?;
     symlink("dir/from-guest", root.join("link"))?;
     Ok(format!("{read} {entries}"))
+}
+
+fn mount(root: &Path) -> io::Result<()> {
+    fs::create_dir_all(root)?;
+    let (source, kind) = (Some("husk"), Some("virtiofs"));
+    nix::mount::mount(source, root, kind, MsFlags::empty(), None::<&str>)?;
+    Ok(())
+}
+
+/// How often the guest unmounts what is below the share.
+const UNMOUNTS: usize = 300;
+
+/// A mount below the share is a mount of the guest's own, and it goes while the host is
+/// still reading or writing for it.
+pub fn unmount_host() {
+    let folder = crate::temporary("unmount");
+    let below = folder.path().join("below");
+    fs::create_dir(&below).expect("mkdir");
+    let tmpfs = Some("tmpfs");
+    nix::mount::mount(tmpfs, &below, tmpfs, MsFlags::empty(), None::<&str>).expect("mount");
+    let _mounted = Mounted(&below);
+    fs::write(below.join("file"), vec![7; 2 << 20]).expect("write");
+
+    let outcome = Run::case("unmount", &["--share", &folder.path().display().to_string()]).finish();
+    assert_eq!(outcome.done(), format!("{UNMOUNTS}"), "{outcome}");
+    println!("{UNMOUNTS} times unmounted under reads ahead and writes of a mapping");
+}
+
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        nix::mount::umount(self.0).expect("unmount what was shared");
+    }
+}
+
+pub fn unmount_guest() -> io::Result<String> {
+    let root = Path::new("/mnt");
+    mount(root)?;
+    for round in 0..UNMOUNTS {
+        let file = fs::OpenOptions::new().read(true).write(true).open(root.join("below/file"))?;
+        if round % 2 == 0 {
+            // SAFETY: takes numbers only.
+            let failed = unsafe { libc::readahead(file.as_raw_fd(), 0, 2 << 20) } < 0;
+            if failed {
+                return Err(io::Error::last_os_error());
+            }
+        } else {
+            dirty(&file)?;
+        }
+        drop(file);
+        nix::mount::umount(&root.join("below"))?;
+    }
+    Ok(UNMOUNTS.to_string())
+}
+
+/// Writes a byte to each page by a mapping.
+fn dirty(file: &fs::File) -> io::Result<()> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+    let length = NonZeroUsize::new(2 << 20).ok_or_else(|| io::Error::other("no length"))?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping of a file that has this length; it is used within it, and
+    // nowhere once it is unmapped.
+    unsafe {
+        let start = mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0)?;
+        for page in (0..length.get()).step_by(4096) {
+            start.cast::<u8>().add(page).write_volatile(1);
+        }
+        munmap(start, length.get())?;
+    }
+    Ok(())
 }
