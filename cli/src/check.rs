@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use husk_sandbox::Assets;
+use husk_sandbox::{Config, config};
 use husk_vmm::kvm::KvmError;
 use serde::Serialize;
 
@@ -136,12 +136,14 @@ fn overlay(filesystems: &str, modules: &Path) -> Finding {
 }
 
 fn assets() -> Finding {
-    match Assets::find() {
+    let found = Config::load(Path::new(config::PATH)).and_then(|config| config.assets());
+    match found {
         Ok(assets) => {
             let folder = assets.kernel.parent().unwrap_or(Path::new("/")).display().to_string();
             good("files", format!("husk-vmm, and vmlinux and guest.img in {folder}"))
         }
-        Err(error) => bad("files", error.to_string(), "run 'make install'"),
+        // The text has the remedy.
+        Err(error) => bad("files", error.to_string(), ""),
     }
 }
 

@@ -2,8 +2,9 @@
 
 //! Where the installed parts are: husk-vmm, the guest kernel and the guest image.
 //!
-//! Beside the running executable first, so that a build directory works as it is, then the
-//! installed layout: data in `../share/husk`, husk-vmm on PATH.
+//! Where the node's settings say; else beside the running executable, so that a build
+//! directory works as it is, then the installed layout: data in `../share/husk`, husk-vmm on
+//! PATH.
 
 use std::path::{Path, PathBuf};
 
@@ -21,26 +22,49 @@ pub struct Assets {
 }
 
 impl Assets {
-    /// Finds them for the running executable.
-    pub fn find() -> Result<Assets, Error> {
+    /// Finds those that are not given, for the running executable.
+    pub fn find(
+        vmm: Option<&Path>,
+        kernel: Option<&Path>,
+        image: Option<&Path>,
+    ) -> Result<Assets, Error> {
         let own = std::env::current_exe()
             .map_err(|error| Error::internal(format!("cannot tell where husk runs: {error}")))?;
         let bin = own.parent().unwrap_or(Path::new("/"));
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Assets::find_from(bin, &std::env::split_paths(&path).collect::<Vec<_>>())
+        let places = Places::of(bin, &std::env::split_paths(&path).collect::<Vec<_>>());
+        Ok(Assets {
+            vmm: given_or("husk-vmm", vmm, &places.programs)?,
+            kernel: given_or("vmlinux", kernel, &places.data)?,
+            image: given_or("guest.img", image, &places.data)?,
+        })
     }
+}
 
-    /// Finds them for an executable in `bin`, with `path` as the search path of programs.
-    pub fn find_from(bin: &Path, path: &[PathBuf]) -> Result<Assets, Error> {
+/// Directories to look in.
+struct Places {
+    programs: Vec<PathBuf>,
+    data: Vec<PathBuf>,
+}
+
+impl Places {
+    /// For an executable in `bin`, with `path` as the search path of programs.
+    fn of(bin: &Path, path: &[PathBuf]) -> Places {
         let share = bin.parent().unwrap_or(Path::new("/")).join("share/husk");
-        let data = [bin.to_path_buf(), share];
         let mut programs = vec![bin.to_path_buf()];
         programs.extend(path.iter().filter(|directory| directory.is_absolute()).cloned());
-        Ok(Assets {
-            vmm: locate("husk-vmm", &programs)?,
-            kernel: locate("vmlinux", &data)?,
-            image: locate("guest.img", &data)?,
-        })
+        Places { programs, data: vec![bin.to_path_buf(), share] }
+    }
+}
+
+fn given_or(name: &str, given: Option<&Path>, places: &[PathBuf]) -> Result<PathBuf, Error> {
+    match given {
+        Some(file) if file.is_file() => Ok(file.to_owned()),
+        Some(file) => Err(Error::precondition(format!(
+            "{}, which husk's configuration gives for {name}, is no file",
+            file.display()
+        ))),
+        None => locate(name, places),
     }
 }
 
@@ -71,34 +95,41 @@ mod tests {
     #[test]
     fn a_build_directory_works_as_it_is() {
         let dir = tempfile::tempdir().expect("directory");
-        let bin = dir.path();
-        let expected = Assets {
-            vmm: touch(bin.join("husk-vmm")),
-            kernel: touch(bin.join("vmlinux")),
-            image: touch(bin.join("guest.img")),
-        };
-        assert_eq!(Assets::find_from(bin, &[]).expect("found"), expected);
+        let vmm = touch(dir.path().join("husk-vmm"));
+        let kernel = touch(dir.path().join("vmlinux"));
+        let places = Places::of(dir.path(), &[]);
+        assert_eq!(given_or("husk-vmm", None, &places.programs).expect("found"), vmm);
+        assert_eq!(given_or("vmlinux", None, &places.data).expect("found"), kernel);
     }
 
     #[test]
     fn the_installed_layout_is_found() {
         let dir = tempfile::tempdir().expect("directory");
-        let bin = dir.path().join("bin");
-        let expected = Assets {
-            vmm: touch(dir.path().join("sbin/husk-vmm")),
-            kernel: touch(dir.path().join("share/husk/vmlinux")),
-            image: touch(dir.path().join("share/husk/guest.img")),
-        };
+        let vmm = touch(dir.path().join("sbin/husk-vmm"));
+        let image = touch(dir.path().join("share/husk/guest.img"));
         let path = [PathBuf::from("relative"), dir.path().join("sbin")];
-        assert_eq!(Assets::find_from(&bin, &path).expect("found"), expected);
+        let places = Places::of(&dir.path().join("bin"), &path);
+        assert_eq!(given_or("husk-vmm", None, &places.programs).expect("found"), vmm);
+        assert_eq!(given_or("guest.img", None, &places.data).expect("found"), image);
     }
 
     #[test]
     fn what_is_missing_is_named_with_a_remedy() {
         let dir = tempfile::tempdir().expect("directory");
-        touch(dir.path().join("husk-vmm"));
-        let error = Assets::find_from(dir.path(), &[]).expect_err("missing");
+        let error = given_or("vmlinux", None, &[dir.path().into()]).expect_err("missing");
         assert!(error.message.contains("vmlinux is not installed"), "{error}");
         assert!(error.message.contains("make install"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_given_is_taken_and_no_other() {
+        let dir = tempfile::tempdir().expect("directory");
+        let kernel = touch(dir.path().join("mine"));
+        touch(dir.path().join("vmlinux"));
+        let places = [dir.path().to_path_buf()];
+        assert_eq!(given_or("vmlinux", Some(&kernel), &places).expect("given"), kernel);
+        let missing = dir.path().join("gone");
+        let error = given_or("vmlinux", Some(&missing), &places).expect_err("gone");
+        assert!(error.message.contains("gives for vmlinux, is no file"), "{error}");
     }
 }

@@ -12,6 +12,7 @@
 mod agent;
 mod assets;
 pub mod clock;
+pub mod config;
 mod error;
 mod hooks;
 pub mod mount;
@@ -28,13 +29,14 @@ mod tail;
 mod vm;
 
 pub use assets::Assets;
+pub use config::{Config, PodSettings};
 pub use error::{Code, Error, IoContext, clip};
 pub use hooks::{HostHooks, Poststop};
 pub use netns::Network;
 pub use process::{Pidfd, ProcessId};
 pub use sandbox::{Exec, KVM, Launch, Milestones, Sandbox, Signal, Terminal, guest_share};
 pub use share::SharedContainer;
-pub use size::{Size, host_capacity};
-pub use spec::{BindSource, GuestProcess, GuestSpec, Resources, Spec};
+pub use size::{Limits, Size, host_capacity};
+pub use spec::{BindSource, GuestProcess, GuestSpec, Spec};
 pub use streams::{Expected, Streams};
 pub use vm::Ended;

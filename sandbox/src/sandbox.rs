@@ -25,7 +25,7 @@ use crate::share::{Share, SharedContainer};
 use crate::spec::BindSource;
 use crate::streams::{Expected, Streams};
 use crate::vm::{Ended, Vm};
-use crate::{Assets, Size};
+use crate::{Assets, PodSettings};
 
 /// The guest kernel's command line. Nothing of a pod is in it, so that one booted VM can
 /// become any pod.
@@ -54,8 +54,7 @@ pub struct Launch {
     pub hostname: String,
     /// Where husk-vmm runs.
     pub network: Network,
-    pub size: Size,
-    pub assets: Assets,
+    pub settings: PodSettings,
     /// [`KVM`], except in tests.
     pub kvm: PathBuf,
 }
@@ -124,7 +123,8 @@ impl Sandbox {
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the sandbox.
     pub fn launch(launch: Launch) -> Result<(Sandbox, mpsc::Receiver<Event>), Error> {
-        let inputs = Inputs::open(&launch.kvm, &launch.assets)?;
+        let PodSettings { size, kernel_args, assets } = launch.settings;
+        let inputs = Inputs::open(&launch.kvm, &assets)?;
         let netns = launch.network.open()?;
         let run = RunDir::create(&launch.run_root, &launch.namespace, &launch.id)?;
         let share = Arc::new(Share::create(run.share())?);
@@ -138,9 +138,9 @@ impl Sandbox {
             directory.as_fd(),
         ];
         let config = VmConfig {
-            vcpus: launch.size.vcpus,
-            memory_mib: launch.size.memory_mib,
-            cmdline: CMDLINE.into(),
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            cmdline: format!("{CMDLINE} {kernel_args}").trim_end().to_owned(),
             kvm: 0,
             kernel: 1,
             initramfs: Some(2),
@@ -152,7 +152,7 @@ impl Sandbox {
         let streams = Streams::default();
         let control = streams.expect_on(CONTROL_PORT);
         let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
-        let vm = Vm::start(&launch.assets.vmm, netns, config, &files, log, streams.clone())?;
+        let vm = Vm::start(&assets.vmm, netns, config, &files, log, streams.clone())?;
         if let Err(error) = run.record_vmm(vm.process()) {
             vm.kill("its state could not be written");
             return Err(error);

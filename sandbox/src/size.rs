@@ -4,8 +4,6 @@
 
 use husk_vmm::config::MAX_VCPUS;
 
-use crate::spec::Resources;
-
 /// vCPUs and memory of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -13,34 +11,43 @@ pub struct Size {
     pub memory_mib: u64,
 }
 
-/// Memory of a VM whose containers have no limit, in MiB; guest kernel and agent included.
-pub const DEFAULT_MEMORY_MIB: u64 = 256;
+/// What the containers of a pod may use; `None` or a negative number for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Microseconds of CPU per period.
+    pub cpu_quota: Option<i64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Bytes.
+    pub memory: Option<i64>,
+}
 
 /// Most memory that is asked of the host for one VM, in MiB: the VMM's guests address 46
 /// bits at least, and a limit beyond any host is meant as no limit.
 const MAX_MEMORY_MIB: u64 = 1 << 22;
 
 impl Size {
-    /// The VM for a container with these limits, on a host with `host_cpus` CPUs and
-    /// `host_memory_mib` of memory.
+    /// The VM for containers with these limits, on a host with `host_cpus` CPUs and
+    /// `host_memory_mib` of memory. Without limits it is `least`.
     ///
-    /// The memory limit comes on top of the default, so that all of it can be used. A
+    /// The memory limit comes on top of the least memory, so that all of it can be used. A
     /// limit as large as the host is no limit.
-    pub fn of(resources: &Resources, host_cpus: usize, host_memory_mib: u64) -> Size {
+    pub fn of(limits: &Limits, least: Size, host_cpus: usize, host_memory_mib: u64) -> Size {
         let most = host_cpus.clamp(1, MAX_VCPUS as usize) as u64;
-        let vcpus = match (resources.cpu_quota(), resources.cpu_period()) {
-            (Some(quota), period) if quota > 0 => {
-                (quota as u64).div_ceil(period.unwrap_or(100_000).max(1)).clamp(1, most)
+        let vcpus = match limits.cpu_quota {
+            Some(quota) if quota > 0 => {
+                let period = limits.cpu_period.filter(|&period| period > 0).unwrap_or(100_000);
+                (quota as u64).div_ceil(period).clamp(1, most) as u8
             }
-            _ => 1,
+            _ => least.vcpus,
         };
-        let limit_mib = match resources.memory_limit() {
+        let limit_mib = match limits.memory {
             Some(limit) if limit > 0 => (limit as u64).div_ceil(1 << 20),
             _ => 0,
         };
         let limit_mib =
             if limit_mib >= host_memory_mib.min(MAX_MEMORY_MIB) { 0 } else { limit_mib };
-        Size { vcpus: vcpus as u8, memory_mib: DEFAULT_MEMORY_MIB + limit_mib }
+        Size { vcpus, memory_mib: least.memory_mib + limit_mib }
     }
 }
 
@@ -61,30 +68,30 @@ pub fn host_capacity() -> (usize, u64) {
 mod tests {
     use super::*;
 
-    fn resources(json: &str) -> Resources {
-        serde_json::from_str(json).expect("resources")
+    const LEAST: Size = Size { vcpus: 1, memory_mib: 256 };
+
+    fn limits(cpu_quota: i64, cpu_period: u64, memory: i64) -> Limits {
+        Limits { cpu_quota: Some(cpu_quota), cpu_period: Some(cpu_period), memory: Some(memory) }
     }
 
     #[test]
-    fn no_limits_give_the_default() {
-        assert_eq!(Size::of(&resources("{}"), 8, 8192), Size { vcpus: 1, memory_mib: 256 });
-        let unlimited = resources(r#"{"cpu":{"quota":-1},"memory":{"limit":-1}}"#);
-        assert_eq!(Size::of(&unlimited, 8, 8192), Size { vcpus: 1, memory_mib: 256 });
+    fn no_limits_give_the_least() {
+        assert_eq!(Size::of(&Limits::default(), LEAST, 8, 8192), LEAST);
+        assert_eq!(Size::of(&limits(-1, 100_000, -1), LEAST, 8, 8192), LEAST);
     }
 
     #[test]
     fn limits_shape_the_vm() {
-        let limits =
-            resources(r#"{"cpu":{"quota":250000,"period":100000},"memory":{"limit":64000000}}"#);
-        assert_eq!(Size::of(&limits, 8, 8192), Size { vcpus: 3, memory_mib: 256 + 62 });
-        assert_eq!(Size::of(&limits, 2, 8192).vcpus, 2);
+        let limits = limits(250_000, 100_000, 64_000_000);
+        let size = Size { vcpus: 3, memory_mib: 256 + 62 };
+        assert_eq!(Size::of(&limits, LEAST, 8, 8192), size);
+        assert_eq!(Size::of(&limits, LEAST, 2, 8192).vcpus, 2);
     }
 
     #[test]
     fn absurd_limits_are_no_limits() {
-        let limits = resources(
-            r#"{"cpu":{"quota":9223372036854775807,"period":0},"memory":{"limit":9223372036854771712}}"#,
-        );
-        assert_eq!(Size::of(&limits, 64, 8192), Size { vcpus: 32, memory_mib: 256 });
+        let limits = limits(i64::MAX, 0, 9_223_372_036_854_771_712);
+        let size = Size { vcpus: 32, memory_mib: 256 };
+        assert_eq!(Size::of(&limits, LEAST, 64, 8192), size);
     }
 }

@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use crate::error::Error;
 use crate::hooks::{Hooks, HostHooks};
 use crate::netns::Network;
+use crate::size::Limits;
 use devices::Device;
 
 /// The parts of an OCI config that husk reads or changes; the rest travels along.
@@ -83,24 +84,18 @@ struct Namespace {
     path: String,
 }
 
-/// An OCI LinuxResources, kept whole; the limits that size a VM can be asked for.
+/// An OCI LinuxResources, kept whole.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Resources(Map<String, Value>);
+struct Resources(Map<String, Value>);
 
 impl Resources {
-    /// Bytes; negative for no limit.
-    pub fn memory_limit(&self) -> Option<i64> {
-        self.0.get("memory")?.get("limit")?.as_i64()
-    }
-
-    /// Microseconds of CPU per period; negative for no limit.
-    pub fn cpu_quota(&self) -> Option<i64> {
-        self.0.get("cpu")?.get("quota")?.as_i64()
-    }
-
-    /// Microseconds.
-    pub fn cpu_period(&self) -> Option<u64> {
-        self.0.get("cpu")?.get("period")?.as_u64()
+    fn limits(&self) -> Limits {
+        let number = |group, name| self.0.get(group)?.get(name);
+        Limits {
+            cpu_quota: number("cpu", "quota").and_then(Value::as_i64),
+            cpu_period: number("cpu", "period").and_then(Value::as_u64),
+            memory: number("memory", "limit").and_then(Value::as_i64),
+        }
     }
 
     /// Whether a rule allows everything with every device, as for privileged containers.
@@ -153,8 +148,35 @@ impl Spec {
         &self.hostname
     }
 
-    pub fn resources(&self) -> Resources {
-        self.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
+    /// What the containers of the pod may use: of a Kubernetes sandbox what containerd's
+    /// annotations sum up, of any other container its own limits.
+    pub fn limits(&self) -> Limits {
+        if self.annotation("io.kubernetes.cri.container-type") == Some("sandbox") {
+            return Limits {
+                cpu_quota: self.number("io.kubernetes.cri.sandbox-cpu-quota"),
+                cpu_period: self.number("io.kubernetes.cri.sandbox-cpu-period"),
+                memory: self.number("io.kubernetes.cri.sandbox-memory"),
+            };
+        }
+        let resources = self.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        resources.map(Resources::limits).unwrap_or_default()
+    }
+
+    fn number<N: std::str::FromStr>(&self, annotation: &str) -> Option<N> {
+        self.annotation(annotation)?.parse().ok()
+    }
+
+    /// Annotations whose names start with `prefix`.
+    pub fn annotations_of<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let of_text =
+            |(name, value): (&'a String, &'a Value)| Some((name.as_str(), value.as_str()?));
+        self.annotations
+            .iter()
+            .filter_map(of_text)
+            .filter(move |(name, _)| name.starts_with(prefix))
     }
 
     pub fn annotation(&self, name: &str) -> Option<&str> {

@@ -16,7 +16,8 @@ use std::time::Duration;
 use husk_protocol::agent::{self as guest, Frame, frame::Body, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, MAX_FRAME, PROTOCOL_VERSION};
 use husk_sandbox::{
-    Assets, BindSource, Code, Launch, Network, Sandbox, Signal, Size, Terminal, run_dir,
+    Assets, BindSource, Code, Launch, Network, PodSettings, Sandbox, Signal, Size, Terminal,
+    run_dir,
 };
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
 use protobuf::Message;
@@ -72,11 +73,14 @@ impl Place {
             id: "pod".into(),
             hostname: hostname.into(),
             network: Network::New,
-            size: Size { vcpus: 2, memory_mib: 300 },
-            assets: Assets {
-                vmm: self.path("vmm"),
-                kernel: self.path("vmlinux"),
-                image: self.path("guest.img"),
+            settings: PodSettings {
+                size: Size { vcpus: 2, memory_mib: 300 },
+                kernel_args: "loglevel=3".into(),
+                assets: Assets {
+                    vmm: self.path("vmm"),
+                    kernel: self.path("vmlinux"),
+                    image: self.path("guest.img"),
+                },
             },
             kvm: "/dev/null".into(),
         }
@@ -117,7 +121,7 @@ async fn a_pod_lives_and_leaves_nothing() {
     stream.set_nonblocking(false).expect("blocking");
     let mut said = String::new();
     stream.read_to_string(&mut said).expect("output");
-    assert_eq!(said, "web-1 2 300 vmlinux guest.img from the host vmlinux");
+    assert_eq!(said, "web-1 2 300 loglevel=3 vmlinux guest.img from the host vmlinux");
     assert_eq!(sandbox.start("c1").await.expect("started"), 7);
     let event = events.recv().await.expect("event");
     assert!(matches!(event.kind, Some(guest::event::Kind::Exit(exit)) if exit.status == 3));
@@ -175,7 +179,7 @@ async fn a_vm_that_cannot_be_built_says_why() {
 async fn a_monitor_that_cannot_run_is_reported() {
     let place = Place::new();
     let mut launch = place.launch("");
-    launch.assets.vmm = place.path("missing");
+    launch.settings.assets.vmm = place.path("missing");
     let error = Sandbox::launch(launch.clone()).expect_err("missing");
     assert!(error.message.contains("missing"), "{error}");
     place.assert_clean();
@@ -183,7 +187,7 @@ async fn a_monitor_that_cannot_run_is_reported() {
     let script = place.path("script");
     fs::write(&script, "#!/bin/sh\necho no such luck >&2\nexit 4\n").expect("script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("mode");
-    launch.assets.vmm = script;
+    launch.settings.assets.vmm = script;
     let (sandbox, _events) = Sandbox::launch(launch).expect("launch");
     let error = sandbox.start("c1").await.expect_err("ended");
     assert_eq!(error.message, "husk-vmm exited with status 4: no such luck");
@@ -242,9 +246,10 @@ fn monitor() -> ExitCode {
         String::from_utf8_lossy(&bytes[..len]).into_owned()
     };
     let mut seen = format!(
-        "{} {} {} {}",
+        "{} {} {} {} {}",
         config.vcpus,
         config.memory_mib,
+        config.cmdline.rsplit(' ').next().unwrap_or_default(),
         text(config.kernel),
         text(config.initramfs.expect("image"))
     );

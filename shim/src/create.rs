@@ -42,7 +42,7 @@ async fn make(
         return Err(Error::new(Code::Unimplemented, "husk cannot restore a checkpoint"));
     }
     let received_ns = husk_sandbox::clock::monotonic_ns();
-    options::check(request.options.as_ref())?;
+    let config_file = options::config_file(request.options.as_ref())?;
     let bundle = Path::new(&request.bundle);
     let json = read_config(bundle).map_err(|error| {
         Error::invalid(format!("cannot read {}/config.json: {error}", request.bundle))
@@ -55,7 +55,7 @@ async fn make(
             format!("container {} exists already", request.id),
         ));
     }
-    let (sandbox, launched) = pod.sandbox_for(&request.id, &spec)?;
+    let (sandbox, launched) = pod.sandbox_for(&request.id, &spec, &config_file)?;
     let hooks = spec.host_hooks(&request.id, bundle);
     let container = Arc::new(Container::new(&request, sandbox.pid(), hooks, pod.events.clone()));
     if launched {

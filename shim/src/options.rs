@@ -1,34 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Options that containerd passes on from its configuration or from `ctr run
-//! --runtime-config-path`: runtimeoptions.v1.Options names a file. husk has no settings yet,
-//! so all that can be wrong is that the file is not there.
+//! --runtime-config-path`: runtimeoptions.v1.Options names the file of husk's settings.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use husk_sandbox::Error;
+use husk_sandbox::{Error, config};
 use protobuf::well_known_types::any::Any;
 use protobuf::{CodedInputStream, rt};
-
-use crate::log;
 
 const OPTIONS: &str = "runtimeoptions.v1.Options";
 
 /// The tag of its string config_path, field 2.
 const CONFIG_PATH: u32 = 2 << 3 | 2;
 
-/// Refuses options that name a file which is not there. Options of another runtime are no
-/// reason to refuse a container.
-pub fn check(options: Option<&Any>) -> Result<(), Error> {
-    let Some(path) = options.and_then(config_path) else { return Ok(()) };
-    if !Path::new(&path).is_file() {
+/// The file of husk's settings. One that is named has to be there. Options of another
+/// runtime are no reason to refuse a container.
+pub fn config_file(options: Option<&Any>) -> Result<PathBuf, Error> {
+    let Some(path) = options.and_then(config_path) else { return Ok(config::PATH.into()) };
+    let path = PathBuf::from(path);
+    if !path.is_file() {
         return Err(Error::invalid(format!(
-            "the runtime's configuration file {path} does not exist; look at \
-             --runtime-config-path of ctr, or at ConfigPath in containerd's configuration"
+            "the runtime's configuration file {} does not exist; look at \
+             --runtime-config-path of ctr, or at ConfigPath in containerd's configuration",
+            path.display()
         )));
     }
-    log::warn(&format!("{path} is not read: this version of husk has no settings"));
-    Ok(())
+    Ok(path)
 }
 
 fn config_path(options: &Any) -> Option<String> {
@@ -50,22 +48,23 @@ fn config_path(options: &Any) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn checked(type_url: &str, value: &[u8]) -> Result<(), Error> {
+    fn file_of(type_url: &str, value: &[u8]) -> Result<PathBuf, Error> {
         let any = Any { type_url: type_url.into(), value: value.into(), ..Default::default() };
-        check(Some(&any))
+        config_file(Some(&any))
     }
 
     #[test]
     fn a_configuration_file_has_to_be_there() {
         let missing = b"\x0a\x01t\x12\x0f/nonexistent/c1\x1a\x04body";
-        let error = checked(OPTIONS, missing).expect_err("there is none");
+        let error = file_of(OPTIONS, missing).expect_err("there is none");
         assert!(error.message.contains("/nonexistent/c1"), "{error}");
         assert_eq!(error.code, husk_sandbox::Code::InvalidArgument);
-        checked(OPTIONS, b"\x12\x0b/etc/passwd").expect("it is there");
+        let file = file_of(OPTIONS, b"\x12\x0b/etc/passwd").expect("it is there");
+        assert_eq!(file, PathBuf::from("/etc/passwd"));
     }
 
     #[test]
-    fn other_options_are_no_reason_to_refuse() {
+    fn other_options_mean_the_usual_file() {
         for (type_url, value) in [
             ("", &b""[..]),
             (OPTIONS, b""),
@@ -73,8 +72,8 @@ mod tests {
             (OPTIONS, b"\x12\xff garbage"),
             ("containerd.runc.v1.Options", b"\x12\x01x"),
         ] {
-            checked(type_url, value).expect(type_url);
+            assert_eq!(file_of(type_url, value).expect(type_url), PathBuf::from(config::PATH));
         }
-        check(None).expect("none");
+        assert_eq!(config_file(None).expect("none"), PathBuf::from(config::PATH));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
 use husk_sandbox::{
-    Assets, Code, Error, KVM, Launch, Sandbox, Signal, Size, Spec, clip, clock, host_capacity,
+    Code, Config, Error, KVM, Launch, Sandbox, Signal, Spec, clip, clock, host_capacity,
     run_dir::RUN_ROOT,
 };
 use tokio::sync::{mpsc, watch};
@@ -78,12 +78,14 @@ impl Pod {
             .ok_or_else(|| Error::unavailable(format!("pod {} has no VM", self.id)))
     }
 
-    /// Launches the VM for the pod's first container, or returns the running one for a
-    /// further container. Whether it was launched now.
+    /// Launches the VM for the pod's first container, as the settings in `config_file` and
+    /// its spec want it, or returns the running one for a further container. Whether it was
+    /// launched now.
     pub fn sandbox_for(
         self: &Arc<Self>,
         id: &str,
         spec: &Spec,
+        config_file: &Path,
     ) -> Result<(Arc<Sandbox>, bool), Error> {
         let mut sandbox = lock(&self.sandbox);
         if let Some(running) = &*sandbox {
@@ -105,8 +107,7 @@ impl Pod {
             id: self.id.clone(),
             hostname: spec.hostname().into(),
             network: spec.network(),
-            size: Size::of(&spec.resources(), cpus, memory_mib),
-            assets: Assets::find()?,
+            settings: Config::load(config_file)?.for_pod(spec, cpus, memory_mib)?,
             kvm: KVM.into(),
         })?;
         let launched = Arc::new(launched);

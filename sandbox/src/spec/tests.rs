@@ -218,7 +218,7 @@ fn what_the_host_needs_can_be_asked_for() {
     assert_eq!(spec.hostname(), "h");
     assert_eq!(spec.annotation("a"), Some("b"));
     assert_eq!(spec.console_size(), Some((24, 80)));
-    assert_eq!(spec.resources().memory_limit(), Some(5));
+    assert_eq!(spec.limits().memory, Some(5));
     assert_eq!(spec.rootfs(Path::new("/b")).expect("root"), Path::new("/b/rootfs"));
 }
 
