@@ -11,6 +11,7 @@
 
 mod agent;
 mod assets;
+mod cgroup;
 pub mod clock;
 pub mod config;
 mod error;

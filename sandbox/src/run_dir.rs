@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Places;
 use crate::error::{Error, IoContext};
 use crate::hooks::Poststop;
 use crate::mount::unmount_all;
@@ -34,6 +35,8 @@ const MAX_STATE: u64 = 64 << 20;
 enum Resource {
     /// A husk-vmm.
     Vmm(ProcessId),
+    /// The cgroup of it and of its supervisor.
+    Cgroup(Places),
     /// A mount point outside the directory.
     Mount(PathBuf),
     /// Hooks that are to run when the container is gone.
@@ -86,6 +89,11 @@ impl RunDir {
     /// Notes a running VMM, so that it can be found after a crash of ours.
     pub fn record_vmm(&self, process: ProcessId) -> Result<(), Error> {
         self.record(&Resource::Vmm(process))
+    }
+
+    /// Notes the pod's cgroup; call before making it.
+    pub fn record_cgroup(&self, places: &Places) -> Result<(), Error> {
+        self.record(&Resource::Cgroup(places.clone()))
     }
 
     /// Notes a mount point outside the directory; call before mounting.
@@ -171,6 +179,9 @@ pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
                     errors.push(format!("husk-vmm ({}) does not die", process.pid));
                 }
             }
+            Resource::Cgroup(places) => {
+                errors.extend(places.remove().err().map(|error| error.message));
+            }
             Resource::Mount(target) => {
                 errors.extend(unmount_all(target).err().map(|error| error.message));
             }
@@ -195,7 +206,7 @@ fn due(resources: &[Resource]) -> Vec<&Poststop> {
             Resource::PoststopRan(container) => {
                 due.retain(|poststop| poststop.container() != container);
             }
-            Resource::Vmm(_) | Resource::Mount(_) => {}
+            Resource::Vmm(_) | Resource::Cgroup(_) | Resource::Mount(_) => {}
         }
     }
     due

@@ -15,6 +15,7 @@ use husk_vmm::config::{self, Console, VmConfig};
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, done, unexpected};
+use crate::cgroup::{Cgroup, Places};
 use crate::clock;
 use crate::error::{Code, Error, IoContext};
 use crate::hooks::Poststop;
@@ -54,6 +55,8 @@ pub struct Launch {
     pub hostname: String,
     /// Where husk-vmm runs.
     pub network: Network,
+    /// The cgroup for husk-vmm and for this process, as an OCI `cgroupsPath`; empty for none.
+    pub cgroups_path: String,
     pub settings: PodSettings,
     /// [`KVM`], except in tests.
     pub kvm: PathBuf,
@@ -114,6 +117,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct Files {
     share: Arc<Share>,
+    cgroup: Cgroup,
     run: RunDir,
 }
 
@@ -126,7 +130,11 @@ impl Sandbox {
         let PodSettings { size, kernel_args, assets } = launch.settings;
         let inputs = Inputs::open(&launch.kvm, &assets)?;
         let netns = launch.network.open()?;
+        let places = Places::of(&launch.cgroups_path)?;
         let run = RunDir::create(&launch.run_root, &launch.namespace, &launch.id)?;
+        run.record_cgroup(&places)?;
+        // husk-vmm is born where we are.
+        let cgroup = Cgroup::enter(places)?;
         let share = Arc::new(Share::create(run.share())?);
         let console = run.create_console_log()?;
         let directory = share.open()?;
@@ -172,13 +180,21 @@ impl Sandbox {
             },
         );
         tokio::spawn(clock::keep(agent.clone()));
-        let files = Mutex::new(Some(Files { share, run }));
+        let files = Mutex::new(Some(Files { share, cgroup, run }));
         Ok((Sandbox { vm, agent, streams, files }, events))
     }
 
     /// The VM's process on the host: alive while the pod is, and in its network namespace.
     pub fn pid(&self) -> u32 {
         self.vm.process().pid
+    }
+
+    /// Has the host's OOM killer take the VM as readily as one of its containers asks for; of
+    /// several the most ready counts, for they share its fate.
+    pub fn raise_oom_score_adj(&self, wanted: i64) -> Result<(), Error> {
+        self.vm
+            .raise_oom_score_adj(wanted)
+            .context(|| format!("cannot set process.oomScoreAdj {wanted} for the VM on the host"))
     }
 
     /// Waits for the VM's end.
@@ -214,9 +230,10 @@ impl Sandbox {
     pub async fn stop(&self, cause: &str) -> Result<(), Error> {
         self.vm.kill(cause);
         self.vm.ended().await;
-        let Some(Files { share, run }) = self.files().take() else { return Ok(()) };
+        let Some(Files { share, cgroup, run }) = self.files().take() else { return Ok(()) };
         drop(share);
-        run.remove()
+        let left = cgroup.remove();
+        run.remove().and(left)
     }
 
     /// Mounts a root file system on the directory `target`, one mount over the other.

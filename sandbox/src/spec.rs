@@ -193,6 +193,16 @@ impl Spec {
         }
     }
 
+    /// `linux.cgroupsPath`; empty if there is none.
+    pub fn cgroups_path(&self) -> &str {
+        self.linux.as_ref().map_or("", |linux| &linux.cgroups_path)
+    }
+
+    /// `process.oomScoreAdj`: how readily the host's OOM killer takes the pod.
+    pub fn oom_score_adj(&self) -> Option<i64> {
+        self.process.as_ref()?.get("oomScoreAdj")?.as_i64()
+    }
+
     /// The hooks that run on the host.
     pub fn host_hooks(&self, id: &str, bundle: &Path) -> HostHooks {
         self.hooks.on_host(id, bundle, &self.annotations)

@@ -8,13 +8,13 @@
 //! signal follows the thread that started the process, so [`Vm::start`] has to be called on
 //! a thread that lives as long as the VM: the main thread.
 
-use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use husk_vmm::config::VmConfig;
 use husk_vmm::control::{self, Event, Packets};
@@ -62,7 +62,12 @@ pub struct Vm {
     state: Receiver<State>,
     /// Why we killed it, where we did.
     cause: Sender<Option<String>>,
+    oom_score_adj: Arc<Mutex<OomScoreAdj>>,
 }
+
+/// The file of that name of husk-vmm, and what was last written to it.
+#[derive(Debug)]
+struct OomScoreAdj(File, Option<i64>);
 
 impl Vm {
     /// Starts `program` in `netns` and has it boot the VM of `config`, whose files are
@@ -86,6 +91,10 @@ impl Vm {
         let process = ProcessId::of(child.id()).context(|| "cannot watch husk-vmm".to_owned())?;
         let open = || Pidfd::open(child.id()).context(|| "cannot watch husk-vmm".to_owned());
         let (pidfd, watched) = (Arc::new(open()?), open()?);
+        let oom_score_adj = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/oom_score_adj", child.id()))
+            .context(|| "cannot watch husk-vmm".to_owned())?;
         // A monitor that is gone already has said why on stderr, and the supervisor hears it.
         let sent = Packets(ours.as_fd()).send(&control::Command::Boot(config), files);
         let (state_sender, state) = watch::channel(State::default());
@@ -104,7 +113,8 @@ impl Vm {
             cause: cause_receiver,
         };
         tokio::spawn(supervisor.run());
-        let vm = Vm { process, pidfd, state, cause };
+        let oom_score_adj = Arc::new(Mutex::new(OomScoreAdj(oom_score_adj, None)));
+        let vm = Vm { process, pidfd, state, cause, oom_score_adj };
         match sent {
             Err(error)
                 if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
@@ -124,6 +134,17 @@ impl Vm {
 
     pub fn state(&self) -> State {
         self.state.borrow().clone()
+    }
+
+    /// Sets husk-vmm's oom_score_adj; once it has been set, only to something higher.
+    pub fn raise_oom_score_adj(&self, wanted: i64) -> io::Result<()> {
+        // Nothing panics while it holds this lock.
+        let mut adj = self.oom_score_adj.lock().unwrap_or_else(PoisonError::into_inner);
+        if adj.1.is_none_or(|set| set < wanted) {
+            adj.0.write_all(wanted.to_string().as_bytes())?;
+            adj.1 = Some(wanted);
+        }
+        Ok(())
     }
 
     /// Kills the VM at once. `cause` becomes the reason of its end, if it has not ended.

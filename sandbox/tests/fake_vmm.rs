@@ -73,6 +73,7 @@ impl Place {
             id: "pod".into(),
             hostname: hostname.into(),
             network: Network::New,
+            cgroups_path: String::new(),
             settings: PodSettings {
                 size: Size { vcpus: 2, memory_mib: 300 },
                 kernel_args: "loglevel=3".into(),

@@ -93,6 +93,9 @@ async fn fill(
         true => spec.rootfs(&container.bundle)?,
         false => Pod::rootfs_target(&container.bundle),
     };
+    if let Some(wanted) = spec.oom_score_adj() {
+        sandbox.raise_oom_score_adj(wanted)?;
+    }
     let console_size = spec.console_size();
     let guest = spec.for_guest(&container.id, &guest_share(&container.id), request.terminal);
     if !guest.dropped_devices.is_empty() {

@@ -107,6 +107,7 @@ impl Pod {
             id: self.id.clone(),
             hostname: spec.hostname().into(),
             network: spec.network(),
+            cgroups_path: spec.cgroups_path().into(),
             settings: Config::load(config_file)?.for_pod(spec, cpus, memory_mib)?,
             kvm: KVM.into(),
         })?;

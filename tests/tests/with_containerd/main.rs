@@ -4,6 +4,7 @@
 //! a microVM gives. A file is a subject; a test is a case with its line of what it checks.
 //! See `husk_tests::containerd` for how they run and what a failure shows.
 
+mod cgroup;
 mod clock;
 mod crash;
 mod errors;
@@ -27,6 +28,7 @@ mod restart;
 mod rootfs;
 mod run;
 mod seccomp;
+mod settings;
 mod signals;
 mod spec;
 mod startup;

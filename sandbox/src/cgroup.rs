@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The pod's cgroup on the host: husk-vmm and the process that supervises it live where the
+//! pod's first container has its `linux.cgroupsPath`, so that what the host gives the pod
+//! (its parent, for Kubernetes) holds for all of it and is counted there. Limits are not
+//! written here: those of containers hold in the guest, those of a pod are its parent's.
+//! Version 2, or every hierarchy of version 1.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext};
+
+/// Where they are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// What a cgroup of version 2 hands down to the pods below it, where it has it.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// How long a cgroup may take to lose processes that have been killed.
+const EMPTY_LIMIT: Duration = Duration::from_secs(1);
+
+/// Directories of one cgroup; dropping it takes what is left in there out and removes them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Places {
+    /// One for version 2; one for each hierarchy of version 1.
+    places: Vec<Place>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Place {
+    directory: PathBuf,
+    /// Where its makers were before, and go when it is removed.
+    home: PathBuf,
+}
+
+/// A pod's cgroup; dropping it moves its processes to where its maker was, and removes it.
+#[derive(Debug)]
+pub struct Cgroup(Places);
+
+impl Places {
+    /// Where a `cgroupsPath` is on this host. None for a container without one, and on a
+    /// host without cgroups.
+    pub fn of(cgroups_path: &str) -> Result<Places, Error> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Places::below(Path::new(ROOT), cgroups_path, &own)
+    }
+
+    fn below(root: &Path, cgroups_path: &str, own: &str) -> Result<Places, Error> {
+        let Some(path) = relative(cgroups_path)? else { return Ok(Places { places: Vec::new() }) };
+        let place = |root: PathBuf, own: &str| Place {
+            directory: root.join(&path),
+            home: root.join(own.trim_start_matches('/')),
+        };
+        let mut places = Vec::new();
+        // hierarchy:controllers:path, with neither number nor controllers for version 2.
+        for line in own.lines() {
+            let mut words = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(own)) = (words.next(), words.next()) else { continue };
+            let mounted = root.join(controllers.trim_start_matches("name="));
+            match controllers {
+                "" if root.join("cgroup.controllers").exists() => {
+                    places.push(place(root.to_owned(), own));
+                }
+                "" | "cpuset" => {} // of version 1 it takes no process before it is set up
+                _ if mounted.is_dir() => places.push(place(mounted, own)),
+                _ => {}
+            }
+        }
+        Ok(Places { places })
+    }
+
+    /// Moves what is still in there to where the makers were, and removes the directories.
+    pub fn remove(&self) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for place in &self.places {
+            if let Err(error) = place.remove() {
+                errors.push(format!("cannot remove {}: {error}", place.directory.display()));
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
+    }
+}
+
+impl Cgroup {
+    /// Makes the directories and moves this process there. Of what fails nothing is left.
+    pub fn enter(places: Places) -> Result<Cgroup, Error> {
+        let cgroup = Cgroup(places);
+        for place in &cgroup.0.places {
+            let directory = &place.directory;
+            make(directory).context(|| format!("cannot make {}", directory.display()))?;
+            write(&directory.join("cgroup.procs"), "0")
+                .context(|| format!("cannot move to the cgroup {}", directory.display()))?;
+        }
+        Ok(cgroup)
+    }
+
+    /// Removes it and reports what could not be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        let done = self.0.remove();
+        std::mem::forget(self);
+        done
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // `delete` repeats this and reports.
+        let _ = self.0.remove();
+    }
+}
+
+impl Place {
+    fn remove(&self) -> io::Result<()> {
+        let deadline = Instant::now() + EMPTY_LIMIT;
+        loop {
+            let processes = match fs::read_to_string(self.directory.join("cgroup.procs")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                processes => processes?,
+            };
+            for process in processes.lines() {
+                // One that has ended meanwhile is where it should be.
+                let _ = write(&self.home.join("cgroup.procs"), process);
+            }
+            match fs::remove_dir(&self.directory) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+                {
+                    // Processes that were killed and are not quite gone.
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                removed => return removed,
+            }
+        }
+    }
+}
+
+/// The path below a hierarchy's root. `slice:prefix:name` is systemd's notation.
+fn relative(cgroups_path: &str) -> Result<Option<PathBuf>, Error> {
+    if cgroups_path.is_empty() {
+        return Ok(None);
+    }
+    let words: Vec<&str> = cgroups_path.split(':').collect();
+    let path = match words[..] {
+        [slice, prefix, name] if !cgroups_path.contains('/') => {
+            let slice = if slice.is_empty() { "system.slice" } else { slice };
+            below_slices(slice).join(match name.ends_with(".slice") {
+                true => name.to_owned(),
+                false => format!("{prefix}-{name}.scope"),
+            })
+        }
+        _ => PathBuf::from(cgroups_path.trim_start_matches('/')),
+    };
+    let inside = |part| matches!(part, Component::Normal(_));
+    match path.components().all(inside) && path.components().next().is_some() {
+        true => Ok(Some(path)),
+        false => Err(Error::invalid(format!(
+            "linux.cgroupsPath {cgroups_path:?} of the container's config.json is no path of a \
+             cgroup"
+        ))),
+    }
+}
+
+/// `a-b.slice` is in `a.slice`.
+fn below_slices(slice: &str) -> PathBuf {
+    let name = slice.trim_end_matches(".slice");
+    let dashes = name.match_indices('-').map(|(at, _)| at);
+    dashes.chain([name.len()]).map(|end| format!("{}.slice", &name[..end])).collect()
+}
+
+/// Makes it and what is above; each one above hands its controllers down.
+fn make(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let above: Vec<_> = directory.ancestors().skip(1).collect();
+    for parent in above.into_iter().rev() {
+        let control = parent.join("cgroup.subtree_control");
+        for controller in CONTROLLERS {
+            // One that is not there, or not to be had, limits and counts nothing.
+            let _ = write(&control, &format!("+{controller}"));
+        }
+    }
+    Ok(())
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let mut file: File = OpenOptions::new().write(true).open(file)?;
+    file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(cgroups_path: &str) -> String {
+        let path = relative(cgroups_path).expect(cgroups_path);
+        path.expect("a path").display().to_string()
+    }
+
+    #[test]
+    fn both_notations_are_paths() {
+        assert_eq!(path("/default/c1"), "default/c1");
+        assert_eq!(path("kubepods/pod1/c1"), "kubepods/pod1/c1");
+        assert_eq!(
+            path("kubepods-burstable-podX.slice:cri-containerd:c1"),
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podX.slice/\
+             cri-containerd-c1.scope"
+        );
+        assert_eq!(path(":docker:c1"), "system.slice/docker-c1.scope");
+        assert!(relative("").expect("none").is_none());
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_refused() {
+        for bad in ["/", "/a/../../b", ".."] {
+            let error = relative(bad).expect_err(bad);
+            assert!(error.message.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn places_are_those_of_the_hosts_version() {
+        let root = tempfile::tempdir().expect("directory");
+        let directories = |own| {
+            let places = Places::below(root.path(), "/pod/c", own).expect("places").places;
+            let below =
+                |path: &Path| path.strip_prefix(root.path()).expect("below").display().to_string();
+            places
+                .iter()
+                .map(|place| (below(&place.directory), below(&place.home)))
+                .collect::<Vec<_>>()
+        };
+        let both = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(directories("0::/service\n"), []);
+        for hierarchy in ["memory", "cpu,cpuacct", "systemd", "cpuset"] {
+            fs::create_dir(root.path().join(hierarchy)).expect("mkdir");
+        }
+        assert_eq!(
+            directories("4:memory:/s\n3:cpu,cpuacct:/\n2:cpuset:/\n1:name=systemd:/s\n0::/s\n"),
+            [
+                both("memory/pod/c", "memory/s"),
+                both("cpu,cpuacct/pod/c", "cpu,cpuacct"),
+                both("systemd/pod/c", "systemd/s"),
+            ]
+        );
+        fs::write(root.path().join("cgroup.controllers"), "").expect("write");
+        assert_eq!(directories("0::/service\n"), [both("pod/c", "service")]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_removed() {
+        let places = Places {
+            places: vec![Place { directory: "/nonexistent/a".into(), home: "/nonexistent".into() }],
+        };
+        places.remove().expect("nothing to do");
+    }
+}
