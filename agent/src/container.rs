@@ -175,6 +175,10 @@ impl Container {
             let mut state = self.state.borrow_mut();
             if let Some(process) = state.process(exec) {
                 process.ended = Some(status);
+                // What it left behind in the background does not keep a terminal.
+                if process.terminal.take().is_some() {
+                    process.streams = None;
+                }
             }
             if exec.is_empty() {
                 state.phase = Phase::Stopped;

@@ -132,7 +132,8 @@ fn end_of_a_terminal() {
             shim.delete("typed").expect("delete");
 
             // What is left behind holds the terminal no longer.
-            let left = "(trap '' HUP; exec sleep 100000) & echo left; exit 4";
+            let left = "mkfifo /tmp/ready; (trap '' HUP; echo left >/tmp/ready; exec sleep 100000) & \
+                        cat /tmp/ready; exit 4";
             let (_fifos, out) = start("left", &["sh", "-c", left]);
             assert_eq!(shim.wait("left").expect("wait"), 4);
             assert_eq!(out.text(), "left");
