@@ -37,6 +37,26 @@ pub fn regions(ram: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
     ram.iter().map(|r| (r.start_addr().0, r.len(), r.as_ptr() as u64))
 }
 
+/// Gives the whole pages of a range back to the host. The guest finds zeros there, or what a
+/// file that it is a mapping of has.
+pub fn discard(ram: &GuestRam, start: GuestAddress, len: usize) -> io::Result<()> {
+    let slice = ram.get_slice(start, len).map_err(io::Error::other)?;
+    // SAFETY: sysconf takes no pointers.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let guard = slice.ptr_guard_mut();
+    let begin = guard.as_ptr() as usize;
+    let (first, end) = (begin.next_multiple_of(page), (begin + len) / page * page);
+    if first >= end {
+        return Ok(());
+    }
+    // SAFETY: the range lies in a mapping of guest RAM, of which nobody holds references to
+    // its bytes.
+    match unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Sends what lies in `slices` to a stream socket, in one call that neither blocks nor raises
 /// SIGPIPE. Takes at most IOV_MAX slices; returns the bytes sent.
 pub fn send(socket: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {

@@ -22,6 +22,7 @@ use crate::pci::msix::Routes;
 use crate::pci::{PciBus, SLOTS};
 use crate::platform::Platform;
 use crate::vcpu;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::{Console, Output};
 use crate::virtio::fs::Fs;
@@ -99,8 +100,11 @@ impl Vm {
             })
         };
         let (output, input) = open_console(config.console).during("open the console")?;
-        let mut devices: Vec<Box<dyn VirtioDevice>> =
-            vec![Box::new(Console::new(output.clone(), input)), Box::new(Rng::default())];
+        let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
+            Box::new(Console::new(output.clone(), input)),
+            Box::new(Rng::default()),
+            Box::new(Balloon::default()),
+        ];
         let dialer = match vsock {
             Some(host) => {
                 let device = Vsock::new(host.side, host.listener).during("make the vsock")?;
@@ -176,7 +180,7 @@ fn check(config: &VmConfig<OwnedFd>) -> Result<(), VmError> {
     {
         return Err(VmError::Tag(share.tag.clone()));
     }
-    let devices = 2 + usize::from(config.vsock) + config.share.iter().len() + config.disks.len();
+    let devices = 3 + usize::from(config.vsock) + config.share.iter().len() + config.disks.len();
     if devices >= SLOTS {
         return Err(VmError::TooManyDevices(devices));
     }

@@ -20,6 +20,7 @@ mod lifecycle;
 mod limits;
 mod linux;
 mod logs;
+mod memory;
 mod mounts;
 mod pause;
 mod process;

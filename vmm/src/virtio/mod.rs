@@ -5,6 +5,7 @@
 //! a [`Worker`](worker::Worker), a thread of its own, which nobody else reaches into. The
 //! transport in `transport` is the only caller of [`VirtioDevice`].
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use queue::VirtQueue;
 pub const TYPE_BLOCK: u16 = 2;
 pub const TYPE_CONSOLE: u16 = 3;
 pub const TYPE_RNG: u16 = 4;
+pub const TYPE_BALLOON: u16 = 5;
 pub const TYPE_VSOCK: u16 = 19;
 pub const TYPE_FS: u16 = 26;
 
