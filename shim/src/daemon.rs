@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<(), String> {
         .and_then(|address| address.as_pathname().map(Path::to_owned))
         .ok_or("descriptor 3 is not a listening socket; only `start` runs the daemon")?;
     let bundle = std::env::current_dir().map_err(|error| format!("no bundle: {error}"))?;
-    log::open(bundle.join("log"), args.debug);
+    log::open(bundle.join("log"), args.debug, &args.namespace, &args.id);
     // The bundle is removed while we run.
     std::env::set_current_dir("/").map_err(|error| format!("cannot leave the bundle: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -3,7 +3,8 @@
 //! Lines for containerd's log, through the FIFO `log` of the bundle.
 //!
 //! Never blocks and never fails: a line that does not fit into the FIFO now, or that nobody
-//! reads, is dropped. The format is logrus text, which containerd's log carries on.
+//! reads, is dropped. The format is logrus text, which containerd's log carries on. Each line
+//! names namespace and pod, and husk-vmm's process once there is one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -21,14 +22,24 @@ static LOG: OnceLock<Log> = OnceLock::new();
 struct Log {
     path: PathBuf,
     debug: bool,
+    /// `key=value key=value`.
+    pod: String,
+    vmm: OnceLock<u32>,
     file: Mutex<Option<File>>,
 }
 
-/// Sets the FIFO that all lines go to. Without it they are dropped.
-pub fn open(path: PathBuf, debug: bool) {
+/// Sets the FIFO that all lines go to, and whose they are. Without it they are dropped.
+pub fn open(path: PathBuf, debug: bool, namespace: &str, pod: &str) {
     let file = Mutex::new(open_fifo(&path));
+    let pod = format!("namespace={namespace} pod={pod}");
     // A second call would come from a second daemon in this process; there is none.
-    let _ = LOG.set(Log { path, debug, file });
+    let _ = LOG.set(Log { path, debug, pod, vmm: OnceLock::new(), file });
+}
+
+/// The process of the pod's VM, from now on.
+pub fn set_vmm(pid: u32) {
+    // A pod has one VM.
+    let _ = LOG.get().map(|log| log.vmm.set(pid));
 }
 
 pub fn debug(message: &str) {
@@ -56,7 +67,14 @@ pub fn info_with(message: &str, fields: &str) {
 
 fn write(level: &str, message: &str, fields: &str) {
     let Some(log) = LOG.get() else { return };
-    let line = line(&rfc3339(clock::realtime()), level, message, fields);
+    let mut all = log.pod.clone();
+    if let Some(vmm) = log.vmm.get() {
+        all += &format!(" vmm={vmm}");
+    }
+    if !fields.is_empty() {
+        all += &format!(" {fields}");
+    }
+    let line = line(&rfc3339(clock::realtime()), level, message, &all);
     let mut file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
         *file = open_fifo(&log.path);
@@ -76,7 +94,7 @@ fn open_fifo(path: &PathBuf) -> Option<File> {
 
 fn line(time: &str, level: &str, message: &str, fields: &str) -> Vec<u8> {
     let mut line = format!("time=\"{time}\" level={level} msg=\"").into_bytes();
-    let end = format!("\"{}{fields}\n", if fields.is_empty() { "" } else { " " });
+    let end = format!("\" {fields}\n");
     let room = MAX_LINE.saturating_sub(line.len() + end.len());
     let mut text = String::new();
     for c in message.chars() {
@@ -150,8 +168,8 @@ mod tests {
 
     #[test]
     fn long_lines_stay_whole_lines() {
-        let line = line("T", "info", &"\\".repeat(9000), "");
+        let line = line("T", "info", &"\\".repeat(9000), "k=1");
         assert!(line.len() <= MAX_LINE);
-        assert!(line.ends_with(b"\\\\\"\n"));
+        assert!(line.ends_with(b"\\\\\" k=1\n"));
     }
 }

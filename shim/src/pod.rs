@@ -112,6 +112,7 @@ impl Pod {
             kvm: KVM.into(),
         })?;
         let launched = Arc::new(launched);
+        log::set_vmm(launched.pid());
         *sandbox = Some(launched.clone());
         tokio::spawn(follow(self.clone(), launched.clone(), events));
         Ok((launched, true))
