@@ -6,7 +6,7 @@
 //! have put somewhere is only ever unmounted.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,12 +56,18 @@ impl RunDir {
     pub fn create(root: &Path, namespace: &str, pod: &str) -> Result<RunDir, Error> {
         let path = path_of(root, namespace, pod)?;
         clean(root, namespace, pod)?;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .context(|| format!("cannot make the directory {}", path.display()))?;
-        Ok(RunDir { path })
+        let mut directories = fs::DirBuilder::new();
+        directories.recursive(true).mode(0o700);
+        loop {
+            match directories.create(&path) {
+                // Another pod of the namespace was its last, and has taken it away meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound && root.exists() => {}
+                made => {
+                    made.context(|| format!("cannot make the directory {}", path.display()))?;
+                    return Ok(RunDir { path });
+                }
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -279,6 +285,22 @@ mod tests {
         run.record_mount(Path::new("/nonexistent/rootfs")).expect("record");
         fs::create_dir(run.share()).expect("share");
         drop(run);
+        assert_eq!(fs::read_dir(root.path()).expect("root").count(), 0);
+    }
+
+    #[test]
+    fn pods_that_come_and_go_at_once_do_not_disturb_each_other() {
+        let root = tempfile::tempdir().expect("directory");
+        std::thread::scope(|scope| {
+            for pod in ["a", "b", "c"] {
+                let root = root.path();
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        RunDir::create(root, "ns", pod).expect("create").remove().expect("remove");
+                    }
+                });
+            }
+        });
         assert_eq!(fs::read_dir(root.path()).expect("root").count(), 0);
     }
 
