@@ -22,6 +22,9 @@ use crate::process::ProcessId;
 /// Where the directories of all pods are.
 pub const RUN_ROOT: &str = "/run/husk";
 
+/// Where the pod's figures can be asked for; whoever supervises it may listen there.
+pub const METRICS_SOCKET: &str = "metrics.sock";
+
 /// How long [`clean`] waits for a VMM that it has killed; its guest memory is freed by then.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -239,7 +242,7 @@ fn remove(path: &Path) -> Result<(), Error> {
         _ => {}
     };
     note(&share, fs::remove_dir(&share));
-    for name in ["console.log", "state"] {
+    for name in ["console.log", METRICS_SOCKET, "state"] {
         let file = path.join(name);
         note(&file, fs::remove_file(&file));
     }

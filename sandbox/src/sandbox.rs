@@ -21,7 +21,7 @@ use crate::error::{Code, Error, IoContext};
 use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
 use crate::netns::Network;
-use crate::run_dir::RunDir;
+use crate::run_dir::{METRICS_SOCKET, RunDir};
 use crate::share::{Share, SharedContainer};
 use crate::spec::BindSource;
 use crate::streams::{Expected, Streams};
@@ -108,6 +108,7 @@ pub struct Signal<'a> {
 #[derive(Debug)]
 pub struct Sandbox {
     vm: Vm,
+    metrics_socket: PathBuf,
     agent: Agent,
     streams: Streams,
     /// Fields of it are dropped in order: mounts before the directory below which they are.
@@ -135,6 +136,7 @@ impl Sandbox {
         run.record_cgroup(&places)?;
         // husk-vmm is born where we are.
         let cgroup = Cgroup::enter(places)?;
+        let metrics_socket = run.path().join(METRICS_SOCKET);
         let share = Arc::new(Share::create(run.share())?);
         let console = run.create_console_log()?;
         let directory = share.open()?;
@@ -181,7 +183,7 @@ impl Sandbox {
         );
         tokio::spawn(clock::keep(agent.clone()));
         let files = Mutex::new(Some(Files { share, cgroup, run }));
-        Ok((Sandbox { vm, agent, streams, files }, events))
+        Ok((Sandbox { vm, metrics_socket, agent, streams, files }, events))
     }
 
     /// The VM's process on the host: alive while the pod is, and in its network namespace.
@@ -195,6 +197,11 @@ impl Sandbox {
         self.vm
             .raise_oom_score_adj(wanted)
             .context(|| format!("cannot set process.oomScoreAdj {wanted} for the VM on the host"))
+    }
+
+    /// Where the pod's figures can be asked for; it is removed with the pod.
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.metrics_socket.clone()
     }
 
     /// Waits for the VM's end.

@@ -25,6 +25,7 @@ mod phases;
 mod pids;
 mod pod;
 mod process;
+mod prometheus;
 mod remove;
 mod reply;
 mod service;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
@@ -16,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::container::{AfterExit, Container, EXECS_END_LIMIT};
 use crate::events::Events;
-use crate::log;
 use crate::process::{Exit, LOST_STATUS, State};
+use crate::{log, prometheus};
 
 /// Longest line of the guest that is logged, in bytes.
 const MAX_GUEST_LINE: usize = 1024;
@@ -34,6 +35,9 @@ pub struct Pod {
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     count: watch::Sender<usize>,
+    /// Ends of processes, and strikes of the OOM killer, that the guest has reported.
+    exits: AtomicU64,
+    ooms: AtomicU64,
 }
 
 impl Pod {
@@ -46,6 +50,8 @@ impl Pod {
             sandbox: Mutex::default(),
             containers: Mutex::default(),
             count: watch::channel(0).0,
+            exits: AtomicU64::new(0),
+            ooms: AtomicU64::new(0),
         }
     }
 
@@ -69,6 +75,11 @@ impl Pod {
     /// Number of containers, as it changes; those being created count.
     pub fn watch_count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
+    }
+
+    /// How many ends of processes and how many strikes of the OOM killer were reported.
+    pub fn ends(&self) -> (u64, u64) {
+        (self.exits.load(Relaxed), self.ooms.load(Relaxed))
     }
 
     /// The VM, if it has been launched.
@@ -114,6 +125,7 @@ impl Pod {
         let launched = Arc::new(launched);
         log::set_vmm(launched.pid());
         *sandbox = Some(launched.clone());
+        prometheus::start(self.clone(), &launched.metrics_socket());
         tokio::spawn(follow(self.clone(), launched.clone(), events));
         Ok((launched, true))
     }
@@ -155,6 +167,7 @@ impl Pod {
     fn guest_event(self: &Arc<Self>, sandbox: &Arc<Sandbox>, event: guest::Event) {
         match event.kind {
             Some(Kind::Exit(exit)) => {
+                self.exits.fetch_add(1, Relaxed);
                 let Some(container) = self.any_container(&exit.container) else { return };
                 if exit.oom {
                     container.oom();
@@ -166,6 +179,7 @@ impl Pod {
                 }
             }
             Some(Kind::Oom(oom)) => {
+                self.ooms.fetch_add(1, Relaxed);
                 if let Some(container) = self.any_container(&oom.container) {
                     container.oom();
                 }

@@ -21,6 +21,7 @@ mod limits;
 mod linux;
 mod logs;
 mod memory;
+mod metrics;
 mod mounts;
 mod pause;
 mod process;
