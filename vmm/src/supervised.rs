@@ -81,6 +81,14 @@ fn obey(packets: &Packets<OwnedFd>, dialer: Option<Dialer>, stopper: &Sender<Exi
                 }
             }
             Ok(Some((Command::Boot(_), _))) => {}
+            Ok(Some((Command::Plug { id, .. }, _))) => {
+                let error = "devices cannot be plugged yet".to_owned();
+                let _ = packets.send(&Event::NotPlugged { id, error }, &[]);
+            }
+            Ok(Some((Command::Unplug { id, slot }, _))) => {
+                let error = format!("nothing was plugged into slot {slot}");
+                let _ = packets.send(&Event::NotUnplugged { id, error }, &[]);
+            }
             Ok(Some((Command::Stop, _)) | None) | Err(_) => {
                 let _ = stopper.send(ExitReason::Stopped);
                 return;
