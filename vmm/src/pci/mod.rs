@@ -98,9 +98,10 @@ impl PciBus {
         }
     }
 
-    /// Reads at an address in the window of the functions' memory.
+    /// Reads at an address in the window of the functions' memory. Where none is it gives
+    /// zeros: a driver that finds its device gone waits for a status of 0.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
-        data.fill(0xff);
+        data.fill(0);
         if let Some((slot, offset)) = decode_memory(address)
             && let Some(function) = &mut *lock(&self.slots[slot])
         {
@@ -168,6 +169,53 @@ mod tests {
         assert_eq!(read(ENABLE | 1 << 11), !0);
         assert_eq!(read(ENABLE | 1 << 8), !0, "no function 1");
         assert_eq!(read(0), !0, "not enabled");
+    }
+
+    /// Memory that holds what was written last.
+    struct Echo(ConfigSpace, u8);
+
+    impl PciFunction for Echo {
+        fn config(&self) -> &ConfigSpace {
+            &self.0
+        }
+        fn write_config(&mut self, offset: usize, data: &[u8]) {
+            self.0.write(offset, data)
+        }
+        fn read_memory(&mut self, _offset: u64, data: &mut [u8]) {
+            data.fill(self.1)
+        }
+        fn write_memory(&mut self, _offset: u64, data: &[u8]) {
+            self.1 = data[0]
+        }
+    }
+
+    #[test]
+    fn functions_come_and_go() {
+        let bus = PciBus::new();
+        let vendor = |slot: usize| {
+            bus.write_port(0xcf8, &(ENABLE | (slot as u32) << 11).to_le_bytes());
+            let mut data = [0; 2];
+            bus.read_port(0xcfc, &mut data);
+            u16::from_le_bytes(data)
+        };
+        for slot in 1..SLOTS {
+            assert_eq!(bus.free_slot(), Some(slot));
+            bus.plug(slot, Box::new(Echo(ConfigSpace::new(7, 8, [0; 3], None), 0)));
+            bus.write_memory(memory_address(slot), &[slot as u8]);
+        }
+        assert_eq!(bus.free_slot(), None, "all are taken");
+        let mut byte = [0xee];
+        bus.read_memory(memory_address(5) + DEVICE_SIZE - 1, &mut byte);
+        assert_eq!((vendor(5), byte), (7, [5]));
+
+        assert!(bus.unplug(5).is_some() && bus.unplug(5).is_none());
+        bus.write_memory(memory_address(5), &[1]);
+        bus.read_memory(memory_address(5), &mut byte);
+        assert_eq!((vendor(5), byte), (0xffff, [0]), "nothing is there");
+        assert_eq!((vendor(6), bus.free_slot()), (7, Some(5)));
+        assert!(bus.unplug(SLOTS).is_none(), "no such slot");
+        bus.read_memory(memory_address(SLOTS), &mut byte);
+        bus.write_memory(DEVICES - 1, &byte);
     }
 
     #[test]

@@ -55,17 +55,17 @@ mod features {
 
 /// What went through a device since it was made; received is what the guest received.
 #[derive(Debug, Default)]
-pub struct Counters {
-    pub receive: Direction,
-    pub transmit: Direction,
+struct Counters {
+    receive: Direction,
+    transmit: Direction,
 }
 
 /// Frames and their bytes, without headers, and frames that were lost.
 #[derive(Debug, Default)]
-pub struct Direction {
-    pub packets: AtomicU64,
-    pub bytes: AtomicU64,
-    pub dropped: AtomicU64,
+struct Direction {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
 }
 
 impl Direction {
@@ -124,10 +124,6 @@ impl Net {
         bytes[10..].copy_from_slice(&config.mtu.unwrap_or(0).to_le_bytes());
         let (counters, workers) = (Arc::default(), Vec::new());
         Ok(Net { taps, offered, config: bytes, queue_sizes, counters, workers })
-    }
-
-    pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
     }
 }
 
