@@ -4,7 +4,7 @@
 //! tools are needed on either side.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
@@ -208,6 +208,5 @@ pub fn at_boot() {
 pub fn guest() -> io::Result<String> {
     let said = set_up("04")?;
     exchange(SIZE, 1)?;
-    io::stdout().flush()?;
     Ok(said)
 }

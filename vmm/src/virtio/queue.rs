@@ -115,7 +115,7 @@ impl VirtQueue {
     }
 
     /// Returns several chains, which the driver sees at the same moment: it may be looking at
-    /// the ring while they are written (2.7.13).
+    /// the ring while they are written.
     pub fn push_all(
         &mut self,
         chains: impl IntoIterator<Item = (u16, u32)>,
@@ -147,7 +147,7 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// Whether the driver's used_event is among the chains that were pushed (2.7.10).
+    /// Whether the driver's used_event is among the chains that were pushed (2.7.7).
     fn wanted(&self, pushed: u16) -> Result<bool, QueueError> {
         if !self.queue.event_idx_enabled() {
             return Ok(true);

@@ -157,7 +157,7 @@ impl Pair {
     }
 }
 
-/// The driver uses this many pairs (5.1.6.5.5).
+/// The driver uses this many pairs (5.1.6.5).
 fn use_pairs(others: &[Arc<Switch>], pairs: usize) -> u8 {
     if !(1..=others.len() + 1).contains(&pairs) {
         return ERR;
