@@ -147,15 +147,17 @@ pub fn exchange(size: u64, connections: usize) -> io::Result<()> {
 fn send_and_receive(mut stream: TcpStream, size: u64) -> io::Result<String> {
     with_deadline(&stream)?;
     io::copy(&mut Noise::new(1).take(size), &mut stream)?;
-    stream.shutdown(Shutdown::Write)?;
     hash(&mut stream)
 }
 
 fn receive_and_send(mut stream: TcpStream, size: u64) -> io::Result<String> {
     with_deadline(&stream)?;
-    let received = hash(&mut stream)?;
+    let received = hash((&mut stream).take(size))?;
     io::copy(&mut Noise::new(2).take(size), &mut stream)?;
     stream.shutdown(Shutdown::Write)?;
+    // A guest that is switched off takes what it has just sent with it: wait until the host,
+    // which has everything then, closes.
+    io::copy(&mut stream, &mut io::sink())?;
     Ok(received)
 }
 
