@@ -266,6 +266,11 @@ fn take(
         }
         Event::Exited(reason) => *last_words = Some(reason.to_string()),
         Event::Failed(text) => *last_words = Some(text),
+        // Answers to commands that nobody sends yet.
+        Event::Plugged { .. }
+        | Event::NotPlugged { .. }
+        | Event::Unplugged { .. }
+        | Event::NotUnplugged { .. } => {}
     }
 }
 

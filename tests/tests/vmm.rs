@@ -109,3 +109,43 @@ fn supervised_failures() {
 fn supervised_flood() {
     supervised::flood();
 }
+
+#[test]
+fn tap_at_boot() {
+    net::at_boot();
+}
+
+#[test]
+fn net_plugged() {
+    plug::net();
+}
+
+#[test]
+fn net_with_several_queues() {
+    plug::several_queues();
+}
+
+#[test]
+fn disks_plugged() {
+    plug::disks();
+}
+
+#[test]
+fn plugged_for_a_guest_that_does_not_look() {
+    plug::unseen();
+}
+
+#[test]
+fn unplugged_without_a_word() {
+    plug::surprise();
+}
+
+#[test]
+fn most_devices() {
+    plug::most();
+}
+
+#[test]
+fn bad_plugs() {
+    plug::refused();
+}

@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use husk_vmm::config::{Console, Disk, Share, VmConfig};
+use husk_vmm::config::{Console, Disk, NetConfig, Plug, Share, VmConfig};
 use husk_vmm::control::ExitReason;
+use husk_vmm::virtio::rng;
 use husk_vmm::virtio::vsock::HostPaths;
 use husk_vmm::vm::{Vm, VsockHost};
 use husk_vmm::{kvm, probe};
@@ -34,6 +35,9 @@ usage: husk-vmm --kernel FILE [options]
   --cpus N           virtual CPUs, 1 to 32 [1]
   --memory SIZE      guest memory in MiB, or with K, M or G [256M]
   --disk FILE[,ro]   raw image or block device, in order /dev/vda, vdb ... (repeatable)
+  --net tap=NAME[,mac=MAC]
+                     network interface on a tap of the host, made if it is not there; a
+                     random MAC if none is given (repeatable)
   --share DIR        directory shared by virtio-fs under the tag 'husk'
   --vsock SOCKET     vsock: write 'CONNECT port' to this unix socket to reach the guest;
                      the guest's connections to host port P go to SOCKET_P
@@ -60,6 +64,7 @@ pub struct Guest {
     cpus: u8,
     memory_mib: u64,
     disks: Vec<(PathBuf, bool)>,
+    nets: Vec<(String, [u8; 6])>,
     share: Option<PathBuf>,
     vsock: Option<PathBuf>,
 }
@@ -73,6 +78,7 @@ pub fn parse(mut parser: Parser) -> Result<Arguments, String> {
         cpus: 1,
         memory_mib: 256,
         disks: Vec::new(),
+        nets: Vec::new(),
         share: None,
         vsock: None,
     };
@@ -86,8 +92,8 @@ pub fn parse(mut parser: Parser) -> Result<Arguments, String> {
             "version" => {
                 return Ok(Arguments::Print(format!("husk-vmm {}\n", env!("CARGO_PKG_VERSION"))));
             }
-            "kernel" | "initramfs" | "cmdline" | "cpus" | "memory" | "disk" | "share" | "vsock"
-            | "control" => {}
+            "kernel" | "initramfs" | "cmdline" | "cpus" | "memory" | "disk" | "net" | "share"
+            | "vsock" | "control" => {}
             _ => return Err(format!("there is no option --{name}; see --help")),
         }
         let value = parser.value().map_err(text)?;
@@ -99,6 +105,7 @@ pub fn parse(mut parser: Parser) -> Result<Arguments, String> {
             "cpus" => guest.cpus = cpus(&words()?)?,
             "memory" => guest.memory_mib = memory_mib(&words()?)?,
             "disk" => guest.disks.push(disk(&words()?)),
+            "net" => guest.nets.push(net(&words()?)?),
             "share" => guest.share = Some(PathBuf::from(&value)),
             "vsock" => guest.vsock = Some(PathBuf::from(&value)),
             _ => {
@@ -145,6 +152,37 @@ fn disk(text: &str) -> (PathBuf, bool) {
     }
 }
 
+/// `tap=NAME` and perhaps `mac=MAC`.
+fn net(text: &str) -> Result<(String, [u8; 6]), String> {
+    let (tap, mac) = match text.split_once(',') {
+        Some((tap, mac)) => (tap, mac.strip_prefix("mac=").and_then(parse_mac)),
+        None => (text, random_mac()),
+    };
+    match (tap.strip_prefix("tap="), mac) {
+        (Some(name), Some(mac)) if (1..libc::IFNAMSIZ).contains(&name.len()) => {
+            Ok((name.to_owned(), mac))
+        }
+        _ => Err(format!(
+            "--net {text} is not possible; give for example \
+                          tap=tap0,mac=02:00:00:00:00:01"
+        )),
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let byte = |text| u8::from_str_radix(text, 16).ok();
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    bytes?.try_into().ok()
+}
+
+/// Locally administered, of one interface.
+fn random_mac() -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    rng::random(&mut mac).ok()?;
+    mac[0] = mac[0] & 0xfc | 2;
+    Some(mac)
+}
+
 /// Boots the guest and stays until it ends.
 pub fn run(guest: Guest) -> ExitCode {
     let (config, vsock) = match open(&guest) {
@@ -155,6 +193,14 @@ pub fn run(guest: Guest) -> ExitCode {
         Ok(vm) => vm,
         Err(error) => return refuse(&error.to_string()),
     };
+    for (name, mac) in &guest.nets {
+        let plugged = open_tap(name)
+            .map(|tap| Plug::Net(NetConfig { queues: vec![tap.into()], mac: *mac, mtu: None }))
+            .and_then(|net| vm.devices().plug(net).map_err(io::Error::other));
+        if let Err(error) = plugged {
+            return refuse(&format!("cannot use the tap {name}: {error}"));
+        }
+    }
     if let Err(error) = stop_on_signals(vm.stopper()) {
         return refuse(&format!("cannot watch for signals: {error}"));
     }
@@ -241,6 +287,22 @@ fn open_share(path: &Path) -> Result<Share<OwnedFd>, String> {
     Ok(Share { tag: SHARE_TAG.to_owned(), directory: directory.into() })
 }
 
+fn open_tap(name: &str) -> io::Result<File> {
+    let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: an ifreq of zeros is one without a name.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &mut request) } {
+        0 => Ok(tap),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn listen(path: &Path) -> Result<VsockHost, String> {
     let listener = UnixListener::bind(path).map_err(|error| {
         format!(
@@ -285,9 +347,12 @@ mod tests {
     #[test]
     fn options_reach_the_guest() {
         let line = ["--kernel", "k", "--cpus", "4", "--memory=1G", "--disk", "a,ro", "--disk", "b"];
+        let net = ["--net", "tap=t0,mac=02:00:00:00:00:1f"];
+        let line = [&line[..], &net].concat();
         let Ok(Arguments::Alone(guest)) = parsed(&line) else { panic!("not parsed") };
         assert_eq!((guest.cpus, guest.memory_mib), (4, 1024));
         assert_eq!(guest.disks, [("a".into(), true), ("b".into(), false)]);
+        assert_eq!(guest.nets, [("t0".to_owned(), [2, 0, 0, 0, 0, 0x1f])]);
     }
 
     #[test]
@@ -299,6 +364,9 @@ mod tests {
             (vec!["--memory", "many"], "--memory many"),
             (vec!["--memory", "1K"], "--memory 1K"),
             (vec!["--memory", "99999999999999G"], "--memory 99999999999999G"),
+            (vec!["--net", "tap0"], "--net tap0"),
+            (vec!["--net", "tap="], "--net tap="),
+            (vec!["--net", "tap=a,mac=1:2:3"], "mac=1:2:3"),
             (vec!["--mem", "1"], "--mem"),
             (vec!["stray"], "stray"),
             (vec!["--kernel"], "--kernel"),

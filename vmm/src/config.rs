@@ -20,6 +20,9 @@ pub const MAX_TAG: usize = 36;
 /// Longest serial of a disk, in bytes (virtio 1.3, 5.2.6.1).
 pub const MAX_SERIAL: usize = 20;
 
+/// Most queue pairs of a network interface.
+pub const MAX_QUEUE_PAIRS: usize = 16;
+
 /// A VM; `F` is how its files are named.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +73,46 @@ pub struct Disk<F> {
     pub serial: String,
 }
 
+/// A network interface on a tap of the host.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig<F> {
+    /// A descriptor of the tap for each queue pair, 1 to [`MAX_QUEUE_PAIRS`]. Opened with
+    /// IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and IFF_MULTI_QUEUE if they are several.
+    pub queues: Vec<F>,
+    pub mac: [u8; 6],
+    /// At least 68; the guest's interface gets it. The tap's own is the supervisor's.
+    pub mtu: Option<u16>,
+}
+
+/// A device that a VM can get while it runs, and lose again.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plug<F> {
+    Net(NetConfig<F>),
+    Disk(Disk<F>),
+}
+
+impl<F> Plug<F> {
+    /// The same device with its files named otherwise.
+    pub fn try_map<G, E>(self, mut file: impl FnMut(F) -> Result<G, E>) -> Result<Plug<G>, E> {
+        Ok(match self {
+            Plug::Net(net) => Plug::Net(NetConfig {
+                queues: net.queues.into_iter().map(file).collect::<Result<_, E>>()?,
+                mac: net.mac,
+                mtu: net.mtu,
+            }),
+            Plug::Disk(disk) => Plug::Disk(disk.try_map(&mut file)?),
+        })
+    }
+}
+
+impl<F> Disk<F> {
+    fn try_map<G, E>(self, file: impl FnOnce(F) -> Result<G, E>) -> Result<Disk<G>, E> {
+        Ok(Disk { file: file(self.file)?, read_only: self.read_only, serial: self.serial })
+    }
+}
+
 impl<F> VmConfig<F> {
     /// The same VM with its files named otherwise.
     pub fn try_map<G, E>(self, mut file: impl FnMut(F) -> Result<G, E>) -> Result<VmConfig<G>, E> {
@@ -94,13 +137,7 @@ impl<F> VmConfig<F> {
             disks: self
                 .disks
                 .into_iter()
-                .map(|disk| {
-                    Ok(Disk {
-                        file: file(disk.file)?,
-                        read_only: disk.read_only,
-                        serial: disk.serial,
-                    })
-                })
+                .map(|disk| disk.try_map(&mut file))
                 .collect::<Result<_, E>>()?,
         })
     }

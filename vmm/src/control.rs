@@ -3,11 +3,11 @@
 //! The control socket: what a supervisor says to `husk-vmm --control FD` and hears from it.
 //!
 //! The socket is SOCK_SEQPACKET; each packet is one JSON message with its descriptors as
-//! SCM_RIGHTS. The supervisor sends [`Command::Boot`] first, once, with everything the VM
-//! will ever need opened; of the host husk-vmm opens nothing itself but, before the guest
-//! runs, its own /proc/self/fd. The last packet is
-//! [`Event::Exited`] or [`Event::Failed`], after which husk-vmm exits. When the supervisor
-//! closes its end, or dies, the VM is stopped.
+//! SCM_RIGHTS. The supervisor sends [`Command::Boot`] first, once, and everything that the VM
+//! needs, then or later, comes opened; of the host husk-vmm opens nothing itself but, before
+//! the guest runs, its own /proc/self/fd. Commands are followed one at a time, in their order.
+//! The last packet is [`Event::Exited`] or [`Event::Failed`], after which husk-vmm exits. When
+//! the supervisor closes its end, or dies, the VM is stopped.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::config::VmConfig;
+use crate::config::{Plug, VmConfig};
 
 /// Longest packet, in bytes; a command line and thirty disks fit many times.
 pub const MAX_PACKET: usize = 32 << 10;
@@ -35,6 +35,13 @@ pub enum Command {
     /// Connect the packet's one descriptor, a stream socket, to a port that the guest
     /// listens on. If nothing listens there the socket is closed.
     Dial { port: u32 },
+    /// Put a device on the bus while the guest runs; answered by [`Event::Plugged`] or
+    /// [`Event::NotPlugged`] with the same id. The guest finds it by a rescan of its bus.
+    /// Files are indices into the packet's descriptors.
+    Plug { id: u64, device: Plug<FdIndex> },
+    /// Take a device that was plugged away again; answered by [`Event::Unplugged`] or
+    /// [`Event::NotUnplugged`] with the same id. The guest has removed it before.
+    Unplug { id: u64, slot: u8 },
     /// Stop the VM at once; [`Event::Exited`] follows with [`ExitReason::Stopped`].
     Stop,
 }
@@ -48,6 +55,14 @@ pub enum Event {
     /// The guest connected to this host port; the packet's descriptor is the stream.
     /// Closing it refuses or ends the connection.
     Connect { port: u32 },
+    /// The device is on the bus: its address in the guest is 0000:00:SLOT.0.
+    Plugged { id: u64, slot: u8 },
+    /// It is not; the text says why.
+    NotPlugged { id: u64, error: String },
+    /// The device is gone, and its files are closed.
+    Unplugged { id: u64 },
+    /// Nothing was changed; the text says why.
+    NotUnplugged { id: u64, error: String },
     /// The guest is gone.
     Exited(ExitReason),
     /// The VM could not be built; the text says what failed, why, and what to do.

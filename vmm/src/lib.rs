@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod config;
 pub mod control;
+pub mod devices;
 pub mod kvm;
 pub mod log;
 pub mod memory;

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use libc::c_int;
+
 pub use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemory, ReadVolatile, VolatileSlice,
 };
@@ -96,6 +98,72 @@ fn with_message(
     match call(&mut message) {
         -1 => Err(io::Error::last_os_error()),
         count => Ok(count as usize),
+    }
+}
+
+/// Pieces of guest RAM in the order in which one system call fills or reads them. Keeps the
+/// RAM mapped.
+pub struct Pieces {
+    ram: GuestRam,
+    iov: Vec<libc::iovec>,
+}
+
+// SAFETY: the vectors point into a mapping that `ram` keeps alive, that is the same for all
+// threads, and that anybody may change at any time anyway.
+unsafe impl Send for Pieces {}
+
+impl Pieces {
+    /// Most that one call takes: the kernel's UIO_MAXIOV, without the one that a call adds.
+    pub const MAX: usize = libc::UIO_MAXIOV as usize - 1;
+
+    pub fn new(ram: GuestRam) -> Pieces {
+        Pieces { ram, iov: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.iov.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.iov.is_empty()
+    }
+
+    /// Adds a piece behind the others; it has to lie in RAM.
+    pub fn push(&mut self, address: GuestAddress, len: usize) -> io::Result<()> {
+        let slice = self.ram.get_slice(address, len).map_err(io::Error::other)?;
+        let base = slice.ptr_guard_mut().as_ptr().cast();
+        self.iov.push(libc::iovec { iov_base: base, iov_len: len });
+        Ok(())
+    }
+
+    pub fn remove_first(&mut self, count: usize) {
+        self.iov.drain(..count);
+    }
+
+    pub fn clear(&mut self) {
+        self.iov.clear();
+    }
+
+    /// readv: fills the pieces, and then `rest`. Returns the bytes read, of all of them.
+    pub fn read_from(&mut self, fd: BorrowedFd<'_>, rest: &mut [u8]) -> io::Result<usize> {
+        self.iov.push(libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() });
+        // SAFETY: the pieces are in the RAM that we hold, whose contents may change under any
+        // code of ours; `rest` is borrowed for longer than the call.
+        let count =
+            unsafe { libc::readv(fd.as_raw_fd(), self.iov.as_ptr(), self.iov.len() as c_int) };
+        self.iov.pop();
+        if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+    }
+
+    /// writev: writes `first`, and then the pieces.
+    pub fn write_to(&mut self, fd: BorrowedFd<'_>, first: &[u8]) -> io::Result<usize> {
+        let first = libc::iovec { iov_base: first.as_ptr() as *mut _, iov_len: first.len() };
+        self.iov.insert(0, first);
+        // SAFETY: as for `read_from`; nothing is written to `first`.
+        let count =
+            unsafe { libc::writev(fd.as_raw_fd(), self.iov.as_ptr(), self.iov.len() as c_int) };
+        self.iov.remove(0);
+        if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
     }
 }
 

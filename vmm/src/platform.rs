@@ -56,11 +56,11 @@ impl Platform {
     }
 
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
-        self.pci.read_bar(address, data)
+        self.pci.read_memory(address, data)
     }
 
     pub fn write_memory(&self, address: u64, data: &[u8]) {
-        self.pci.write_bar(address, data)
+        self.pci.write_memory(address, data)
     }
 }
 

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use husk_vmm::config::VmConfig;
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
+use husk_vmm::devices::Devices;
 use husk_vmm::virtio::vsock::{Dialer, HostSide};
 use husk_vmm::vm::{Vm, VsockHost};
 
@@ -44,33 +44,46 @@ fn serve(packets: &Arc<Packets<OwnedFd>>, started_ns: u64) -> Result<ExitReason,
         Some((other, _)) => return Err(format!("expected the command boot, not {other:?}")),
         None => return Ok(ExitReason::Stopped),
     };
-    let config = open(config, fds)?;
+    let config = name(fds, |file| config.try_map(file))?;
     let side: Arc<dyn HostSide> = Arc::new(Supervisor(packets.clone()));
     let vsock = config.vsock.then_some(VsockHost { side, listener: None });
     let vm = Vm::build(config, vsock).map_err(|error| error.to_string())?;
 
     let running = Event::Running { started_ns, running_ns: monotonic_ns() };
     packets.send(&running, &[]).map_err(lost)?;
-    let (dialer, stopper, commands) = (vm.dialer(), vm.stopper(), packets.clone());
+    let (dialer, devices, stopper) = (vm.dialer(), vm.devices(), vm.stopper());
+    let commands = packets.clone();
     std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || obey(&commands, dialer, &stopper))
+        .spawn(move || obey(&commands, dialer, &devices, &stopper))
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     vm.run().map_err(|error| error.to_string())
 }
 
-/// Gives each index its descriptor; each may be used once.
-fn open(config: VmConfig<usize>, fds: Vec<OwnedFd>) -> Result<VmConfig<OwnedFd>, String> {
+/// Gives each index that `map` asks for its descriptor; each may be used once.
+fn name<T>(
+    fds: Vec<OwnedFd>,
+    map: impl FnOnce(&mut dyn FnMut(usize) -> Result<OwnedFd, String>) -> Result<T, String>,
+) -> Result<T, String> {
     let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
-    config.try_map(|index| {
+    map(&mut |index| {
         fds.get_mut(index)
             .and_then(Option::take)
-            .ok_or_else(|| format!("the boot command names descriptor {index}, which it lacks"))
+            .ok_or_else(|| format!("the command names descriptor {index}, which it lacks"))
     })
 }
 
 /// Follows commands until the supervisor closes its end.
-fn obey(packets: &Packets<OwnedFd>, dialer: Option<Dialer>, stopper: &Sender<ExitReason>) {
+fn obey(
+    packets: &Packets<OwnedFd>,
+    dialer: Option<Dialer>,
+    devices: &Devices,
+    stopper: &Sender<ExitReason>,
+) {
+    let answer = |event: Event| {
+        // A supervisor that is gone is found at the next receive.
+        let _ = packets.send(&event, &[]);
+    };
     loop {
         match packets.receive() {
             Ok(Some((Command::Dial { port }, fds))) => {
@@ -81,6 +94,19 @@ fn obey(packets: &Packets<OwnedFd>, dialer: Option<Dialer>, stopper: &Sender<Exi
                 }
             }
             Ok(Some((Command::Boot(_), _))) => {}
+            Ok(Some((Command::Plug { id, device }, fds))) => {
+                let device = name(fds, |file| device.try_map(file));
+                let plugged = device
+                    .and_then(|device| devices.plug(device).map_err(|error| error.to_string()));
+                answer(match plugged {
+                    Ok(slot) => Event::Plugged { id, slot },
+                    Err(error) => Event::NotPlugged { id, error },
+                });
+            }
+            Ok(Some((Command::Unplug { id, slot }, _))) => answer(match devices.unplug(slot) {
+                Ok(()) => Event::Unplugged { id },
+                Err(error) => Event::NotUnplugged { id, error: error.to_string() },
+            }),
             Ok(Some((Command::Stop, _)) | None) | Err(_) => {
                 let _ = stopper.send(ExitReason::Stopped);
                 return;

@@ -13,23 +13,21 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::arch::{acpi, boot, cpuid, layout, regs};
-use crate::config::{Console as ConsoleConfig, MAX_TAG, MAX_VCPUS, MIN_MEMORY_MIB, VmConfig};
+use crate::config::{Console as ConsoleConfig, MAX_TAG, MAX_VCPUS, MIN_MEMORY_MIB, Plug, VmConfig};
 use crate::control::ExitReason;
+use crate::devices::{self, Devices, PlugError};
 use crate::kvm::{self, KvmError};
 use crate::log::Log;
 use crate::memory::{self, GuestRam, MemoryError};
-use crate::pci::msix::Routes;
-use crate::pci::{PciBus, SLOTS};
+use crate::pci::SLOTS;
 use crate::platform::Platform;
 use crate::vcpu;
+use crate::virtio::Fault;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::Block;
 use crate::virtio::console::{Console, Output};
 use crate::virtio::fs::Fs;
 use crate::virtio::rng::{self, Rng};
-use crate::virtio::transport::VirtioPci;
 use crate::virtio::vsock::{Dialer, HostSide, Vsock};
-use crate::virtio::{Fault, VirtioDevice};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -41,6 +39,8 @@ pub enum VmError {
     Tag(String),
     #[error("{0} devices are more than the bus has slots for ({max})", max = SLOTS - 1)]
     TooManyDevices(usize),
+    #[error(transparent)]
+    Device(#[from] PlugError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
@@ -76,6 +76,7 @@ pub struct VsockHost {
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
     platform: Platform,
+    devices: Arc<Devices>,
     dialer: Option<Dialer>,
     exits: (Sender<ExitReason>, Receiver<ExitReason>),
 }
@@ -100,35 +101,24 @@ impl Vm {
             })
         };
         let (output, input) = open_console(config.console).during("open the console")?;
-        let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-            Box::new(Console::new(output.clone(), input)),
-            Box::new(Rng::default()),
-            Box::new(Balloon::default()),
-        ];
+        let devices = Arc::new(Devices::new(vm.clone(), ram.clone(), fault));
+        devices.add(Box::new(Console::new(output.clone(), input)))?;
+        devices.add(Box::new(Rng::default()))?;
+        devices.add(Box::new(Balloon::default()))?;
         let dialer = match vsock {
             Some(host) => {
                 let device = Vsock::new(host.side, host.listener).during("make the vsock")?;
                 let dialer = device.dialer();
-                devices.push(Box::new(device));
+                devices.add(Box::new(device))?;
                 Some(dialer)
             }
             None => None,
         };
         if let Some(share) = config.share {
-            devices.push(Box::new(Fs::new(&share.tag, share.directory).during("share files")?));
+            devices.add(Box::new(Fs::new(&share.tag, share.directory).during("share files")?))?;
         }
         for disk in config.disks {
-            let block = Block::new(File::from(disk.file), disk.read_only, &disk.serial);
-            devices.push(Box::new(block.during("open a disk")?));
-        }
-        let mut pci = PciBus::new();
-        let routes = Arc::new(Routes::new(vm.clone()));
-        for (index, device) in devices.into_iter().enumerate() {
-            let slot = index + 1;
-            let (ram, fault) = (ram.clone(), fault.clone());
-            let function = VirtioPci::new(device, slot, &vm, routes.clone(), ram, fault)
-                .during("put a device on the bus")?;
-            pci.plug(slot, Arc::new(Mutex::new(function)));
+            devices.add(devices::open(Plug::Disk(disk))?)?;
         }
 
         let (entry, kernel_end) = boot::load_kernel(&ram, &File::from(config.kernel))?;
@@ -143,13 +133,18 @@ impl Vm {
         regs::write_gdt(&ram).map_err(io::Error::other).during("write the GDT")?;
 
         let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry).during("create the vCPUs")?;
-        let platform = Platform { pci: Arc::new(pci), console: output };
-        Ok(Vm { vcpus, platform, dialer, exits })
+        let platform = Platform { pci: devices.bus(), console: output };
+        Ok(Vm { vcpus, platform, devices, dialer, exits })
     }
 
     /// Opens connections to the guest; `None` without a vsock.
     pub fn dialer(&self) -> Option<Dialer> {
         self.dialer.clone()
+    }
+
+    /// Gives the guest devices and takes them away, now or while it runs.
+    pub fn devices(&self) -> Arc<Devices> {
+        self.devices.clone()
     }
 
     /// Ends the VM from outside: send the reason.

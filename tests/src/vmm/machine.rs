@@ -23,7 +23,7 @@ pub fn host(cpus: u32, memory_mib: u64) {
 
 pub fn guest() -> io::Result<String> {
     let cpus = std::thread::available_parallelism()?.get();
-    let threads: Vec<_> = (0..cpus).map(|cpu| std::thread::spawn(move || pinned(cpu))).collect();
+    let threads: Vec<_> = (0..cpus).map(|cpu| std::thread::spawn(move || pin(cpu))).collect();
     let ran = threads.into_iter().filter_map(|thread| thread.join().ok()?.ok()).count();
     let total = meminfo("MemTotal:")?;
     touch(meminfo("MemAvailable:")? * 3 / 4)?;
@@ -31,7 +31,7 @@ pub fn guest() -> io::Result<String> {
 }
 
 /// Runs on this CPU and makes sure of it.
-fn pinned(cpu: usize) -> io::Result<()> {
+pub fn pin(cpu: usize) -> io::Result<()> {
     use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
     let mut set = CpuSet::new();
     set.set(cpu)?;

@@ -9,6 +9,8 @@ pub mod console;
 pub mod disk;
 pub mod ends;
 pub mod machine;
+pub mod net;
+pub mod plug;
 pub mod share;
 pub mod supervised;
 pub mod vsock;
@@ -32,6 +34,8 @@ pub const GUEST_CASES: &[(&str, GuestHalf)] = &[
     ("reset", ends::guest_resets),
     ("panic", ends::guest_panics),
     ("dial", supervised::guest),
+    ("net", net::guest),
+    ("plug", plug::guest),
 ];
 
 /// Bytes that look random and are the same for the same seed (xorshift64*).

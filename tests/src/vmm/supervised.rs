@@ -20,15 +20,19 @@ use super::{kernel, test_guest};
 const DEADLINE: Duration = Duration::from_secs(120);
 const PORT: u32 = 70_000;
 
-struct Supervisor {
-    child: Child,
-    packets: Packets<OwnedFd>,
+pub(super) struct Supervisor {
+    pub child: Child,
+    pub packets: Packets<OwnedFd>,
     log: File,
 }
 
 impl Supervisor {
     /// Starts husk-vmm and has it boot the test guest with this half.
-    fn boot(case: &str) -> Supervisor {
+    pub fn boot(case: &str) -> Supervisor {
+        Supervisor::boot_with(case, 1)
+    }
+
+    pub fn boot_with(case: &str, vcpus: u8) -> Supervisor {
         let mut supervisor = Supervisor::start();
         let files: Vec<File> = vec![
             File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm"),
@@ -37,7 +41,7 @@ impl Supervisor {
             supervisor.log.try_clone().expect("clone"),
         ];
         let config = VmConfig {
-            vcpus: 1,
+            vcpus,
             memory_mib: 256,
             cmdline: format!("console=hvc0 quiet panic=-1 case={case}"),
             kvm: 0,
@@ -86,14 +90,14 @@ impl Supervisor {
         Supervisor { child, packets: Packets(near), log }
     }
 
-    fn event(&mut self) -> Option<(Event, Vec<OwnedFd>)> {
+    pub fn event(&mut self) -> Option<(Event, Vec<OwnedFd>)> {
         let mut fds = [PollFd::new(self.packets.0.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(DEADLINE).expect("timeout");
         assert_eq!(poll(&mut fds, timeout).expect("poll"), 1, "no event in time; {}", self.tail());
         self.packets.receive().expect("receive")
     }
 
-    fn exited(&mut self) -> ExitReason {
+    pub fn exited(&mut self) -> ExitReason {
         match self.event() {
             Some((Event::Exited(reason), _)) => {
                 assert!(self.child.wait().expect("wait").success());
@@ -103,7 +107,7 @@ impl Supervisor {
         }
     }
 
-    fn tail(&self) -> String {
+    pub fn tail(&self) -> String {
         let mut log = &self.log;
         let mut text = Vec::new();
         let _ = log.seek(SeekFrom::Start(0)).and_then(|_| log.read_to_end(&mut text));

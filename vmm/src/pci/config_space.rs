@@ -2,49 +2,63 @@
 
 //! The 256 bytes of configuration space of a type 0 function (PCI 3.0, chapter 6), of
 //! which the guest may write only what `writable` marks.
+//!
+//! The function's memory is no BAR but an entry of the Enhanced Allocation capability (PCI
+//! Express 4.0, 7.8.5), which says that its address is fixed. A BAR Linux would move at each
+//! rescan of a running guest's bus.
 
 /// Byte offsets of the header.
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const CAPABILITIES: usize = 0x34;
-const BAR0: usize = 0x10;
 const FIRST_CAPABILITY: usize = 0x40;
 const SIZE: usize = 256;
 
 /// Command register: memory space, bus master and INTx disable.
 const COMMAND_WRITABLE: u16 = 1 << 1 | 1 << 2 | 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
-/// BAR type: 32 bits of memory space, not prefetchable.
-const BAR_FLAGS: u32 = 0;
+
+const CAPABILITY_ENHANCED_ALLOCATION: u8 = 0x14;
+/// First word of an entry: enabled, no secondary property, memory space that is not
+/// prefetchable, in the place of BAR 0, and two more words.
+const ALLOCATION: u32 = 1 << 31 | 0xff << 16 | 2;
 
 pub struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
-    /// Address and size of BAR 0.
-    bar: Option<(u32, u32)>,
     /// Offset of the pointer to the next capability, and of the first free byte.
     link: usize,
     free: usize,
 }
 
 impl ConfigSpace {
-    /// `class` is class, subclass, programming interface.
-    pub fn new(vendor: u16, device: u16, class: [u8; 3], bar: Option<(u32, u32)>) -> ConfigSpace {
+    /// `class` is class, subclass, programming interface; `memory` is the address and the
+    /// size of what is there in the place of BAR 0, multiples of 4.
+    pub fn new(
+        vendor: u16,
+        device: u16,
+        class: [u8; 3],
+        memory: Option<(u32, u32)>,
+    ) -> ConfigSpace {
         let mut space = ConfigSpace {
             bytes: [0; SIZE],
             writable: [0; SIZE],
-            bar,
             link: CAPABILITIES,
             free: FIRST_CAPABILITY,
         };
         space.bytes[0..2].copy_from_slice(&vendor.to_le_bytes());
         space.bytes[2..4].copy_from_slice(&device.to_le_bytes());
         space.bytes[9..12].copy_from_slice(&[class[2], class[1], class[0]]);
-        if let Some((address, _)) = bar {
-            space.bytes[BAR0..BAR0 + 4].copy_from_slice(&(address | BAR_FLAGS).to_le_bytes());
+        if let Some((address, size)) = memory {
             // Memory decoding is on from the start: the address is fixed.
             space.bytes[COMMAND] = 1 << 1;
             space.writable[COMMAND..COMMAND + 2].copy_from_slice(&COMMAND_WRITABLE.to_le_bytes());
+            // One entry: what it is, its address and its last word's offset, both of 32 bits.
+            let mut body = vec![1, 0];
+            body.extend(ALLOCATION.to_le_bytes());
+            body.extend(address.to_le_bytes());
+            body.extend((size - 4).to_le_bytes());
+            space.add_capability(CAPABILITY_ENHANCED_ALLOCATION, &body, &[]);
         }
         space
     }
@@ -77,23 +91,10 @@ impl ConfigSpace {
 
     /// Writes what is writable of one to four bytes at `offset`.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
-        if offset == BAR0 && data.len() == 4 {
-            self.write_bar(data);
-            return;
-        }
         for (i, byte) in data.iter().enumerate() {
             let mask = self.writable[offset + i];
             let old = self.bytes[offset + i];
             self.bytes[offset + i] = old & !mask | byte & mask;
-        }
-    }
-
-    /// The sizing protocol (PCI 3.0, 6.2.5.1): all ones read back as the size; anything
-    /// else restores the one address there is.
-    fn write_bar(&mut self, data: &[u8]) {
-        if let Some((address, size)) = self.bar {
-            let value = if data == [0xff; 4] { !(size - 1) } else { address };
-            self.bytes[BAR0..BAR0 + 4].copy_from_slice(&(value | BAR_FLAGS).to_le_bytes());
         }
     }
 
@@ -108,12 +109,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_tells_its_size_and_keeps_its_address() {
+    fn memory_has_a_fixed_address_and_no_bar() {
         let mut space = ConfigSpace::new(1, 2, [0, 0, 0], Some((0xc000_8000, 0x8000)));
-        space.write(BAR0, &[0xff; 4]);
-        assert_eq!(space.read(BAR0), 0xffff_8000);
-        space.write(BAR0, &0xdead_0000u32.to_le_bytes());
-        assert_eq!(space.read(BAR0), 0xc000_8000);
+        space.write(0x10, &[0xff; 4]);
+        assert_eq!(space.read(0x10), 0, "BAR 0 has no size");
+        let capability = space.read(0x34) as usize;
+        let words: Vec<u32> = (0..4).map(|i| space.read(capability + 4 * i)).collect();
+        assert_eq!(words, [0x0001_0014, 0x80ff_0002, 0xc000_8000, 0x7ffc]);
+        space.write(capability + 8, &[0xff; 4]);
+        assert_eq!(space.read(capability + 8), 0xc000_8000, "the address stays");
     }
 
     #[test]
@@ -124,6 +128,6 @@ mod tests {
         space.write(cap, &[0xff; 4]);
         assert_eq!(space.read(0) & 0xffff, 0x1af4);
         assert_eq!(space.read(cap), 0xc001_0011);
-        assert_eq!(space.read(0x34), cap as u32);
+        assert_eq!(space.read(space.read(0x34) as usize) >> 8 & 0xff, cap as u32, "the second");
     }
 }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The PCI bus: configuration mechanism #1 on ports 0xcf8 and 0xcfc, a host bridge in slot
-//! 0 and one function in each further slot. Every function has one BAR, at an address that
-//! its slot fixes; writes to it only answer the sizing protocol.
+//! 0 and one function in each further slot. Every function has one range of memory, at an
+//! address that its slot fixes. Functions come and go while the guest runs: a slot's lock is
+//! held for as long as a vCPU is in its function, so one that was unplugged is in no use.
 
 pub mod config_space;
 pub mod msix;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use crate::arch::layout::{self, BAR_SIZE, BARS};
+use crate::arch::layout::{self, DEVICE_SIZE, DEVICES};
 use config_space::ConfigSpace;
 
 pub const SLOTS: usize = 32;
@@ -19,20 +20,20 @@ pub trait PciFunction: Send {
     fn config(&self) -> &ConfigSpace;
     /// Writes one to four bytes, which do not cross a 32-bit register.
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    fn read_bar(&mut self, offset: u64, data: &mut [u8]);
-    fn write_bar(&mut self, offset: u64, data: &[u8]);
+    fn read_memory(&mut self, offset: u64, data: &mut [u8]);
+    fn write_memory(&mut self, offset: u64, data: &[u8]);
 }
 
-/// Guest address of the BAR of `slot`.
-pub fn bar_address(slot: usize) -> u64 {
-    BARS + slot as u64 * BAR_SIZE
+/// Guest address of the memory of the function in `slot`.
+pub fn memory_address(slot: usize) -> u64 {
+    DEVICES + slot as u64 * DEVICE_SIZE
 }
 
 pub struct PciBus {
     /// CONFIG_ADDRESS as the guest wrote it.
     address: Mutex<u32>,
     host_bridge: ConfigSpace,
-    slots: Vec<Option<Arc<Mutex<dyn PciFunction>>>>,
+    slots: [Mutex<Option<Box<dyn PciFunction>>>; SLOTS],
 }
 
 /// Bit 31 of CONFIG_ADDRESS.
@@ -44,13 +45,24 @@ impl PciBus {
             address: Mutex::new(0),
             // Intel 440FX: Linux's check of the mechanism wants a host bridge class.
             host_bridge: ConfigSpace::new(0x8086, 0x1237, [0x06, 0x00, 0x00], None),
-            slots: (0..SLOTS).map(|_| None).collect(),
+            slots: std::array::from_fn(|_| Mutex::new(None)),
         }
     }
 
-    /// Puts a function into a slot between 1 and 31 that is free.
-    pub fn plug(&mut self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
-        self.slots[slot] = Some(function);
+    /// The first slot that a function can be put into.
+    pub fn free_slot(&self) -> Option<usize> {
+        (1..SLOTS).find(|&slot| lock(&self.slots[slot]).is_none())
+    }
+
+    /// Puts a function into a free slot. From here on the guest may find it.
+    pub fn plug(&self, slot: usize, function: Box<dyn PciFunction>) {
+        *lock(&self.slots[slot]) = Some(function);
+    }
+
+    /// Takes the function out of a slot, for the caller to drop. No vCPU is in it any more,
+    /// and none will be.
+    pub fn unplug(&self, slot: usize) -> Option<Box<dyn PciFunction>> {
+        lock(self.slots.get(slot)?).take()
     }
 
     pub fn read_port(&self, port: u16, data: &mut [u8]) {
@@ -64,8 +76,8 @@ impl PciBus {
         let offset = usize::from(port - layout::PCI_CONFIG_DATA);
         if slot == 0 {
             copy_register(self.host_bridge.read(register), offset, data);
-        } else if let Some(function) = &self.slots[slot] {
-            copy_register(lock(function).config().read(register), offset, data);
+        } else if let Some(function) = &*lock(&self.slots[slot]) {
+            copy_register(function.config().read(register), offset, data);
         }
     }
 
@@ -78,32 +90,31 @@ impl PciBus {
         } else if port >= layout::PCI_CONFIG_DATA {
             let Some((slot, register)) = decode(*lock(&self.address)) else { return };
             let offset = usize::from(port - layout::PCI_CONFIG_DATA);
-            if let Some(function) = &self.slots[slot]
+            if let Some(function) = &mut *lock(&self.slots[slot])
                 && offset + data.len() <= 4
             {
-                lock(function).write_config(register + offset, data);
+                function.write_config(register + offset, data);
             }
         }
     }
 
-    /// Reads at an address in the window of BARs.
-    pub fn read_bar(&self, address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-        if let Some((function, offset)) = self.at(address) {
-            lock(function).read_bar(offset, data);
+    /// Reads at an address in the window of the functions' memory. Where none is it gives
+    /// zeros: a driver that finds its device gone waits for a status of 0.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some((slot, offset)) = decode_memory(address)
+            && let Some(function) = &mut *lock(&self.slots[slot])
+        {
+            function.read_memory(offset, data);
         }
     }
 
-    pub fn write_bar(&self, address: u64, data: &[u8]) {
-        if let Some((function, offset)) = self.at(address) {
-            lock(function).write_bar(offset, data);
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
+        if let Some((slot, offset)) = decode_memory(address)
+            && let Some(function) = &mut *lock(&self.slots[slot])
+        {
+            function.write_memory(offset, data);
         }
-    }
-
-    fn at(&self, address: u64) -> Option<(&Arc<Mutex<dyn PciFunction>>, u64)> {
-        let offset = address.checked_sub(BARS)?;
-        let function = self.slots.get((offset / BAR_SIZE) as usize)?.as_ref()?;
-        Some((function, offset % BAR_SIZE))
     }
 }
 
@@ -118,6 +129,13 @@ fn decode(address: u32) -> Option<(usize, usize)> {
     let bus_and_function = address & 0x00ff_0700;
     (address & ENABLE != 0 && bus_and_function == 0)
         .then_some(((address >> 11 & 31) as usize, (address & 0xfc) as usize))
+}
+
+/// Slot and offset in its function's memory.
+fn decode_memory(address: u64) -> Option<(usize, u64)> {
+    let offset = address.checked_sub(DEVICES)?;
+    let slot = (offset / DEVICE_SIZE) as usize;
+    (slot < SLOTS).then_some((slot, offset % DEVICE_SIZE))
 }
 
 fn copy_register(value: u32, offset: usize, data: &mut [u8]) {
@@ -151,6 +169,53 @@ mod tests {
         assert_eq!(read(ENABLE | 1 << 11), !0);
         assert_eq!(read(ENABLE | 1 << 8), !0, "no function 1");
         assert_eq!(read(0), !0, "not enabled");
+    }
+
+    /// Memory that holds what was written last.
+    struct Echo(ConfigSpace, u8);
+
+    impl PciFunction for Echo {
+        fn config(&self) -> &ConfigSpace {
+            &self.0
+        }
+        fn write_config(&mut self, offset: usize, data: &[u8]) {
+            self.0.write(offset, data)
+        }
+        fn read_memory(&mut self, _offset: u64, data: &mut [u8]) {
+            data.fill(self.1)
+        }
+        fn write_memory(&mut self, _offset: u64, data: &[u8]) {
+            self.1 = data[0]
+        }
+    }
+
+    #[test]
+    fn functions_come_and_go() {
+        let bus = PciBus::new();
+        let vendor = |slot: usize| {
+            bus.write_port(0xcf8, &(ENABLE | (slot as u32) << 11).to_le_bytes());
+            let mut data = [0; 2];
+            bus.read_port(0xcfc, &mut data);
+            u16::from_le_bytes(data)
+        };
+        for slot in 1..SLOTS {
+            assert_eq!(bus.free_slot(), Some(slot));
+            bus.plug(slot, Box::new(Echo(ConfigSpace::new(7, 8, [0; 3], None), 0)));
+            bus.write_memory(memory_address(slot), &[slot as u8]);
+        }
+        assert_eq!(bus.free_slot(), None, "all are taken");
+        let mut byte = [0xee];
+        bus.read_memory(memory_address(5) + DEVICE_SIZE - 1, &mut byte);
+        assert_eq!((vendor(5), byte), (7, [5]));
+
+        assert!(bus.unplug(5).is_some() && bus.unplug(5).is_none());
+        bus.write_memory(memory_address(5), &[1]);
+        bus.read_memory(memory_address(5), &mut byte);
+        assert_eq!((vendor(5), byte), (0xffff, [0]), "nothing is there");
+        assert_eq!((vendor(6), bus.free_slot()), (7, Some(5)));
+        assert!(bus.unplug(SLOTS).is_none(), "no such slot");
+        bus.read_memory(memory_address(SLOTS), &mut byte);
+        bus.write_memory(DEVICES - 1, &byte);
     }
 
     #[test]

@@ -33,10 +33,8 @@ pub struct Routes {
     table: Mutex<Table>,
 }
 
-struct Table {
-    next_gsi: u32,
-    messages: BTreeMap<u32, Message>,
-}
+/// Where each GSI that is taken leads, if anywhere yet.
+type Table = BTreeMap<u32, Option<Message>>;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct Message {
@@ -46,24 +44,31 @@ struct Message {
 
 impl Routes {
     pub fn new(vm: Arc<VmFd>) -> Routes {
-        let table = Table { next_gsi: IOAPIC_PINS, messages: BTreeMap::new() };
-        Routes { vm, table: Mutex::new(table) }
+        Routes { vm, table: Mutex::new(Table::new()) }
     }
 
-    fn new_gsi(&self) -> u32 {
+    /// Takes the lowest GSI that is free.
+    fn take(&self) -> u32 {
         let mut table = lock(&self.table);
-        table.next_gsi += 1;
-        table.next_gsi - 1
+        let free = (IOAPIC_PINS..).zip(table.keys()).find(|(gsi, taken)| gsi != *taken);
+        let gsi = free.map_or(IOAPIC_PINS + table.len() as u32, |(gsi, _)| gsi);
+        table.insert(gsi, None);
+        gsi
+    }
+
+    /// Gives a GSI back. Its route stays in KVM until the next is set, and leads nothing.
+    fn free(&self, gsi: u32) {
+        lock(&self.table).remove(&gsi);
     }
 
     /// Leads a GSI to a message. KVM takes all routes of a VM at once.
     fn set(&self, gsi: u32, message: Message) -> io::Result<()> {
         let mut table = lock(&self.table);
-        if table.messages.insert(gsi, message) == Some(message) {
+        if table.insert(gsi, Some(message)) == Some(Some(message)) {
             return Ok(());
         }
         let mut entries: Vec<kvm_irq_routing_entry> = (0..IOAPIC_PINS).map(ioapic_pin).collect();
-        entries.extend(table.messages.iter().map(|(&gsi, &message)| message.route(gsi)));
+        entries.extend(table.iter().filter_map(|(&gsi, message)| Some((*message)?.route(gsi))));
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::other("too many interrupt routes"))?;
         Ok(self.vm.set_gsi_routing(&routing)?)
@@ -89,15 +94,47 @@ impl Message {
     }
 }
 
+/// One vector, of which KVM knows nothing more when it is dropped.
 struct Vector {
+    routes: Arc<Routes>,
     gsi: u32,
     event: Arc<EventFd>,
     attached: bool,
 }
 
+impl Vector {
+    fn new(routes: Arc<Routes>) -> io::Result<Vector> {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let gsi = routes.take();
+        Ok(Vector { routes, gsi, event, attached: false })
+    }
+
+    /// Attaches it to KVM with this message, or detaches it.
+    fn set(&mut self, message: Option<Message>) -> io::Result<()> {
+        if let Some(message) = message {
+            self.routes.set(self.gsi, message)?;
+        }
+        let vm = &self.routes.vm;
+        match (self.attached, message.is_some()) {
+            (false, true) => vm.register_irqfd(&self.event, self.gsi)?,
+            (true, false) => vm.unregister_irqfd(&self.event, self.gsi)?,
+            _ => {}
+        }
+        self.attached = message.is_some();
+        Ok(())
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // It can only fail for a vector that is not attached.
+        let _ = self.set(None);
+        self.routes.free(self.gsi);
+    }
+}
+
 /// The MSI-X table of one function.
 pub struct Msix {
-    routes: Arc<Routes>,
     table: Vec<u8>,
     vectors: Vec<Vector>,
     control: u16,
@@ -105,17 +142,13 @@ pub struct Msix {
 
 impl Msix {
     pub fn new(routes: Arc<Routes>, vectors: usize) -> io::Result<Msix> {
-        let vectors = (0..vectors)
-            .map(|_| {
-                let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-                Ok(Vector { gsi: routes.new_gsi(), event, attached: false })
-            })
-            .collect::<io::Result<Vec<_>>>()?;
+        let vectors =
+            (0..vectors).map(|_| Vector::new(routes.clone())).collect::<io::Result<Vec<_>>>()?;
         let mut table = vec![0; vectors.len() * ENTRY];
         for entry in table.chunks_mut(ENTRY) {
             entry[12] = MASKED as u8;
         }
-        Ok(Msix { routes, table, vectors, control: 0 })
+        Ok(Msix { table, vectors, control: 0 })
     }
 
     /// Number of vectors.
@@ -179,19 +212,7 @@ impl Msix {
         let message =
             Message { address: u64::from(word(1)) << 32 | u64::from(word(0)), data: word(2) };
         let masked = word(3) & MASKED != 0 || self.control & (ENABLE | FUNCTION_MASK) != ENABLE;
-        let vector = &mut self.vectors[index];
-        if !masked {
-            self.routes.set(vector.gsi, message)?;
-        }
-        if masked == vector.attached {
-            if masked {
-                self.routes.vm.unregister_irqfd(&vector.event, vector.gsi)?;
-            } else {
-                self.routes.vm.register_irqfd(&vector.event, vector.gsi)?;
-            }
-            vector.attached = !masked;
-        }
-        Ok(())
+        self.vectors[index].set((!masked).then_some(message))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod console;
 #[cfg(test)]
 pub mod driver;
 pub mod fs;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod status;
@@ -24,6 +25,7 @@ use crate::memory::GuestRam;
 use queue::VirtQueue;
 
 /// Device types (virtio 1.3, section 5).
+pub const TYPE_NET: u16 = 1;
 pub const TYPE_BLOCK: u16 = 2;
 pub const TYPE_CONSOLE: u16 = 3;
 pub const TYPE_RNG: u16 = 4;
@@ -46,7 +48,7 @@ pub trait VirtioDevice: Send {
     /// leaves the device as it was; the transport then sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
     /// Stop working and forget everything of the driver; returns when no buffer of the
-    /// guest is in use any more. Also called when never activated.
+    /// guest is in use any more. Also called when never activated, and before the device goes.
     fn reset(&mut self);
 }
 

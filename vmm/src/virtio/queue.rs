@@ -5,11 +5,12 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestRam;
+use crate::memory::{Bytes, GuestAddress, GuestRam};
 
 /// A chain of descriptors. Its iterators and readers yield only buffers inside guest RAM,
 /// and at most as many as the queue is long.
@@ -29,12 +30,27 @@ impl From<QueueError> for std::io::Error {
     }
 }
 
+/// Offsets in the rings (2.7.6 and 2.7.8): the used ring's index, and the length of the fields
+/// before the elements and of an element. The event index is behind the available elements.
+const USED_INDEX: u64 = 2;
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+const AVAIL_HEADER: u64 = 4;
+const AVAIL_ELEMENT: u64 = 2;
+
+/// The ring was checked to lie in RAM before it was taken into use.
+fn in_ring(error: vm_memory::GuestMemoryError) -> virtio_queue::Error {
+    virtio_queue::Error::GuestMemory(error)
+}
+
 /// A queue and the guest RAM that it lies in; owned by the device's thread.
 pub struct VirtQueue {
     queue: Queue,
     ram: GuestRam,
     kick: Arc<EventFd>,
     interrupt: Arc<EventFd>,
+    /// Chains pushed since the last look at whether the driver wants an interrupt.
+    pushed: u16,
 }
 
 impl VirtQueue {
@@ -45,11 +61,16 @@ impl VirtQueue {
         kick: Arc<EventFd>,
         interrupt: Arc<EventFd>,
     ) -> VirtQueue {
-        VirtQueue { queue, ram, kick, interrupt }
+        VirtQueue { queue, ram, kick, interrupt, pushed: 0 }
     }
 
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// How many entries the driver has given it.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Serves every chain that is available: `handle` returns how many bytes it wrote into
@@ -90,16 +111,54 @@ impl VirtQueue {
     /// Returns a chain with `written` bytes of device-written data. The driver hears of it
     /// at the next [`notify`](Self::notify).
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        Ok(self.queue.add_used(&self.ram, head, written)?)
+        self.push_all([(head, written)])
+    }
+
+    /// Returns several chains, which the driver sees at the same moment: it may be looking at
+    /// the ring while they are written.
+    pub fn push_all(
+        &mut self,
+        chains: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), QueueError> {
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut next = self.queue.next_used();
+        for (head, written) in chains {
+            if head >= size {
+                return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+            }
+            let element = ring + USED_HEADER + USED_ELEMENT * u64::from(next % size);
+            let value = u64::from(head) | u64::from(written) << 32;
+            self.ram.write_obj(value.to_le(), GuestAddress(element)).map_err(in_ring)?;
+            next = next.wrapping_add(1);
+            self.pushed = self.pushed.saturating_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = GuestAddress(ring + USED_INDEX);
+        Ok(self.ram.store(next.to_le(), index, Ordering::Release).map_err(in_ring)?)
     }
 
     /// Interrupts the driver if it wants to know of what was pushed since the last call.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if self.queue.needs_notification(&self.ram)? {
+        let pushed = std::mem::take(&mut self.pushed);
+        if pushed > 0 && self.wanted(pushed)? {
             // Fails only when the counter is full, and then an interrupt is pending anyway.
             let _ = self.interrupt.write(1);
         }
         Ok(())
+    }
+
+    /// Whether the driver's used_event is among the chains that were pushed (2.7.7).
+    fn wanted(&self, pushed: u16) -> Result<bool, QueueError> {
+        if !self.queue.event_idx_enabled() {
+            return Ok(true);
+        }
+        // The driver writes its event and then looks at the ring; we do it the other way round.
+        fence(Ordering::SeqCst);
+        let event = AVAIL_HEADER + AVAIL_ELEMENT * u64::from(self.queue.size());
+        let event = GuestAddress(self.queue.avail_ring() + event);
+        let event: u16 = self.ram.load(event, Ordering::Relaxed).map_err(in_ring)?;
+        let behind = self.queue.next_used().wrapping_sub(u16::from_le(event));
+        Ok(behind.wrapping_sub(1) < pushed)
     }
 
     /// Asks the driver for kicks. True when chains came in since the last `pop` returned

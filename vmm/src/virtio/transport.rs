@@ -17,17 +17,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::queue::VirtQueue;
 use super::status::{self, Status};
 use super::{Activation, Fault, VirtioDevice};
-use crate::arch::layout::BAR_SIZE;
+use crate::arch::layout::DEVICE_SIZE;
 use crate::memory::GuestRam;
 use crate::pci::config_space::ConfigSpace;
 use crate::pci::msix::{Msix, Routes};
-use crate::pci::{PciFunction, bar_address};
+use crate::pci::{PciFunction, memory_address};
 
 const VENDOR: u16 = 0x1af4;
 /// Device IDs are this plus the virtio device type (4.1.2.1).
 const FIRST_DEVICE_ID: u16 = 0x1040;
 
-/// Where the structures lie in the BAR.
+/// Where the structures lie in the function's memory.
 const COMMON: u64 = 0x0000;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
@@ -76,7 +76,29 @@ struct Registers {
 struct Slot {
     queue: Queue,
     vector: u16,
-    kick: Arc<EventFd>,
+    kick: Kick,
+}
+
+/// A queue's notification address, which signals the event while this lives.
+struct Kick {
+    vm: Arc<VmFd>,
+    address: IoEventAddress,
+    event: Arc<EventFd>,
+}
+
+impl Kick {
+    fn new(vm: Arc<VmFd>, address: u64) -> io::Result<Kick> {
+        let (address, event) = (IoEventAddress::Mmio(address), EventFd::new(EFD_NONBLOCK)?);
+        vm.register_ioevent(&event, &address, NoDatamatch)?;
+        Ok(Kick { vm, address, event: Arc::new(event) })
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        // It can only fail for an address that is not registered.
+        let _ = self.vm.unregister_ioevent(&self.event, &self.address, NoDatamatch);
+    }
 }
 
 impl VirtioPci {
@@ -84,7 +106,7 @@ impl VirtioPci {
     pub fn new(
         device: Box<dyn VirtioDevice>,
         slot: usize,
-        vm: &VmFd,
+        vm: Arc<VmFd>,
         routes: Arc<Routes>,
         ram: GuestRam,
         fault: Fault,
@@ -96,9 +118,8 @@ impl VirtioPci {
             .iter()
             .enumerate()
             .map(|(index, &size)| {
-                let kick = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-                let address = bar_address(slot) + NOTIFY + NOTIFY_STEP * index as u64;
-                vm.register_ioevent(&kick, &IoEventAddress::Mmio(address), NoDatamatch)?;
+                let address = memory_address(slot) + NOTIFY + NOTIFY_STEP * index as u64;
+                let kick = Kick::new(vm.clone(), address)?;
                 let queue = Queue::new(size).map_err(io::Error::other)?;
                 Ok(Slot { queue, vector: NO_VECTOR, kick })
             })
@@ -233,7 +254,12 @@ impl VirtioPci {
                 // A queue without a vector: the driver polls.
                 None => Arc::new(EventFd::new(EFD_NONBLOCK)?),
             };
-            queues.push(VirtQueue::new(queue, self.ram.clone(), slot.kick.clone(), interrupt));
+            queues.push(VirtQueue::new(
+                queue,
+                self.ram.clone(),
+                slot.kick.event.clone(),
+                interrupt,
+            ));
         }
         self.device.activate(Activation {
             ram: self.ram.clone(),
@@ -250,7 +276,7 @@ impl VirtioPci {
             slot.queue.reset();
             slot.vector = NO_VECTOR;
             // Kicks of the driver before: nonblocking, none is no error.
-            let _ = slot.kick.read();
+            let _ = slot.kick.event.read();
         }
     }
 
@@ -259,6 +285,15 @@ impl VirtioPci {
         if let Err(error) = result {
             self.fault.report(format!("virtio-{}: MSI-X: {error}", self.device.name()));
         }
+    }
+}
+
+impl Drop for VirtioPci {
+    /// Nothing reaches the device any more; it lets go of the guest's buffers, and the last
+    /// are the vectors, which its thread may have signalled until then.
+    fn drop(&mut self) {
+        self.queues.clear();
+        self.device.reset();
     }
 }
 
@@ -274,7 +309,7 @@ impl PciFunction for VirtioPci {
         self.check(result);
     }
 
-    fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
+    fn read_memory(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let at = offset % STRUCTURE;
         match offset - at {
@@ -296,7 +331,7 @@ impl PciFunction for VirtioPci {
         }
     }
 
-    fn write_bar(&mut self, offset: u64, data: &[u8]) {
+    fn write_memory(&mut self, offset: u64, data: &[u8]) {
         let at = offset % STRUCTURE;
         match offset - at {
             COMMON if data.len() <= 8 => {
@@ -311,7 +346,7 @@ impl PciFunction for VirtioPci {
             // KVM takes the kicks; this is for a write that it does not match.
             NOTIFY => {
                 if let Some(slot) = self.queues.get((at / NOTIFY_STEP) as usize) {
-                    let _ = slot.kick.write(1);
+                    let _ = slot.kick.event.write(1);
                 }
             }
             _ => {}
@@ -353,12 +388,13 @@ fn half(features: u64, select: u32) -> u64 {
 fn config_space(device: &dyn VirtioDevice, slot: usize, vectors: usize) -> (ConfigSpace, usize) {
     let id = FIRST_DEVICE_ID + device.device_type();
     let class = match device.device_type() {
+        super::TYPE_NET => [0x02, 0x00, 0x00],
         super::TYPE_BLOCK => [0x01, 0x00, 0x00],
         super::TYPE_CONSOLE => [0x07, 0x80, 0x00],
         _ => [0xff, 0x00, 0x00],
     };
-    let bar = (bar_address(slot) as u32, BAR_SIZE as u32);
-    let mut config = ConfigSpace::new(VENDOR, id, class, Some(bar));
+    let memory = (memory_address(slot) as u32, DEVICE_SIZE as u32);
+    let mut config = ConfigSpace::new(VENDOR, id, class, Some(memory));
     // Revision 1 and subsystem IDs as 4.1.2.1 asks of modern devices.
     config.set(0x08, &[1]);
     config.set(0x2c, &VENDOR.to_le_bytes());

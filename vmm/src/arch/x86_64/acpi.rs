@@ -113,7 +113,7 @@ fn power_off() -> Vec<u8> {
 }
 
 fn pci_host_bridge() -> Vec<u8> {
-    let bars_end = layout::BARS + 32 * layout::BAR_SIZE - 1;
+    let devices_end = layout::DEVICES + 32 * layout::DEVICE_SIZE - 1;
     bytes(&Device::new(
         Path::new("_SB_.PCI0"),
         vec![
@@ -130,8 +130,8 @@ fn pci_host_bridge() -> Vec<u8> {
                     &AddressSpace::new_memory(
                         AddressSpaceCacheable::NotCacheable,
                         true,
-                        layout::BARS as u32,
-                        bars_end as u32,
+                        layout::DEVICES as u32,
+                        devices_end as u32,
                         None,
                     ),
                 ]),

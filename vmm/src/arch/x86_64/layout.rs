@@ -22,9 +22,9 @@ pub const HIGH_RAM: u64 = 0x10_0000;
 pub const HOLE: u64 = 0xc000_0000;
 pub const HOLE_END: u64 = 0x1_0000_0000;
 
-/// BARs: one window of BAR_SIZE for each slot of the PCI bus.
-pub const BARS: u64 = HOLE;
-pub const BAR_SIZE: u64 = 0x8000;
+/// Memory of devices: a window of DEVICE_SIZE for each slot of the PCI bus.
+pub const DEVICES: u64 = HOLE;
+pub const DEVICE_SIZE: u64 = 0x8000;
 
 pub const IOAPIC: u32 = 0xfec0_0000;
 pub const LAPIC: u32 = 0xfee0_0000;

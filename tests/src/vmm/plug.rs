@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Devices that come and go while the guest runs. The guest's half does what the host's half
+//! orders, line by line over a vsock connection: it rescans its bus, uses a device, removes it.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use husk_vmm::config::{Disk, NetConfig, Plug};
+use husk_vmm::control::{Command as Order, Event, ExitReason};
+
+use super::net::{Exchange, Tap, exchange, set_up};
+use super::supervised::Supervisor;
+use super::{Noise, hash};
+
+const ORDERS: u32 = 70_001;
+const DEADLINE: Duration = Duration::from_secs(180);
+/// Bytes each way.
+const EXCHANGED: u64 = 50_000_000;
+const DISK: u64 = 1 << 20;
+/// Devices that are there from the start: console, rng, balloon, vsock.
+const FIXED: u8 = 4;
+
+/// A guest that takes orders.
+struct Guest {
+    supervisor: Supervisor,
+    orders: BufReader<UnixStream>,
+    next_id: u64,
+}
+
+impl Guest {
+    fn boot(vcpus: u8) -> Guest {
+        let mut supervisor = Supervisor::boot_with("plug", vcpus);
+        let Some((Event::Connect { port: ORDERS }, fds)) = supervisor.event() else {
+            panic!("expected the guest's connection; {}", supervisor.tail())
+        };
+        let stream = UnixStream::from(fds.into_iter().next().expect("descriptor"));
+        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        let mut guest = Guest { supervisor, orders: BufReader::new(stream), next_id: 7 };
+        // When it answers, husk-vmm has let go of our end of the connection.
+        assert_eq!(guest.does("disks"), "0");
+        guest
+    }
+
+    /// Has the guest do something; returns what it says.
+    fn does(&mut self, order: &str) -> String {
+        writeln!(self.orders.get_mut(), "{order}").expect("order");
+        let mut answer = String::new();
+        let result = self.orders.read_line(&mut answer);
+        match answer.trim_end().strip_prefix("ok ") {
+            Some(said) => said.to_owned(),
+            None => panic!("{order}: {answer:?} {result:?}; {}", self.supervisor.tail()),
+        }
+    }
+
+    fn command(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Event {
+        self.supervisor.packets.send(order, fds).expect("send");
+        match self.supervisor.event() {
+            Some((event, _)) => event,
+            None => panic!("husk-vmm is gone; {}", self.supervisor.tail()),
+        }
+    }
+
+    fn try_plug(&mut self, device: Plug<usize>, files: &[&File]) -> Result<u8, String> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+        match self.command(&Order::Plug { id, device }, &fds) {
+            Event::Plugged { id: same, slot } if same == id => Ok(slot),
+            Event::NotPlugged { id: same, error } if same == id => Err(error),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn try_unplug(&mut self, slot: u8) -> Result<(), String> {
+        self.next_id += 1;
+        let id = self.next_id;
+        match self.command(&Order::Unplug { id, slot }, &[]) {
+            Event::Unplugged { id: same } if same == id => Ok(()),
+            Event::NotUnplugged { id: same, error } if same == id => Err(error),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn plug_disk(&mut self, file: &File) -> u8 {
+        let device = Plug::Disk(Disk { file: 0, read_only: true, serial: "plugged".into() });
+        self.try_plug(device, &[file]).expect("plug a disk")
+    }
+
+    fn plug_net(&mut self, tap: &Tap, mtu: u16) -> u8 {
+        let queues = (0..tap.queues.len()).collect();
+        let device = Plug::Net(NetConfig { queues, mac: [2, 0, 0, 0, 0, 0xbb], mtu: Some(mtu) });
+        self.try_plug(device, &tap.queues.iter().collect::<Vec<_>>()).expect("plug a tap")
+    }
+
+    fn unplug(&mut self, slot: u8) {
+        self.try_unplug(slot).expect("unplug");
+    }
+
+    /// Descriptors and threads of husk-vmm.
+    fn resources(&self) -> (usize, usize) {
+        let pid = self.supervisor.child.id();
+        let count =
+            |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).expect("/proc").count();
+        (count("fd"), count("task"))
+    }
+
+    fn end(mut self) {
+        assert_eq!(self.does("end"), "ending");
+        assert_eq!(self.supervisor.exited(), ExitReason::PowerOff);
+    }
+}
+
+/// The guest's name of a slot.
+fn place(slot: u8) -> String {
+    format!("{slot:02x}")
+}
+
+fn disk(folder: &std::path::Path, seed: u64) -> (File, String) {
+    let path = folder.join(seed.to_string());
+    let mut file = File::create(&path).expect("create");
+    io::copy(&mut Noise::new(seed).take(DISK), &mut file).expect("fill");
+    (File::open(&path).expect("open"), hash(Noise::new(seed).take(DISK)).expect("hash"))
+}
+
+pub fn net() {
+    let mut guest = Guest::boot(1);
+    let before = guest.resources();
+    for mtu in [1500, 9000] {
+        let tap = Tap::new("husk-plug", 1, mtu);
+        let slot = guest.plug_net(&tap, mtu);
+        assert_eq!(slot, FIXED + 1, "the first free slot");
+        guest.does("rescan");
+        let said = guest.does(&format!("net {}", place(slot)));
+        assert_eq!(said, format!("02:00:00:00:00:bb {mtu} 2"), "MAC, MTU, queues");
+        let host = Exchange::start(EXCHANGED, 1);
+        guest.does(&format!("exchange {EXCHANGED} 1"));
+        host.finish();
+        guest.does(&format!("remove {}", place(slot)));
+        guest.unplug(slot);
+        println!("{EXCHANGED} bytes each way by hash with an MTU of {mtu}; unplugged");
+    }
+    assert_eq!(guest.resources(), before, "descriptors and threads of husk-vmm");
+    guest.end();
+}
+
+pub fn several_queues() {
+    let mut guest = Guest::boot(2);
+    let tap = Tap::new("husk-queues", 2, 1500);
+    let slot = guest.plug_net(&tap, 1500);
+    guest.does("rescan");
+    let said = guest.does(&format!("net {}", place(slot)));
+    assert_eq!(said, "02:00:00:00:00:bb 1500 4", "MAC, MTU, queues");
+    let size = EXCHANGED / 10;
+    let host = Exchange::start(size, 6);
+    guest.does(&format!("exchange {size} 6"));
+    host.finish();
+    let used = guest.does(&format!("interrupts {}", place(slot)));
+    println!("six connections of {size} bytes each way over two queue pairs; interrupts: {used}");
+    let counts: Vec<u64> = used.split(' ').filter_map(|count| count.parse().ok()).collect();
+    assert!(counts.len() == 2 && counts.iter().all(|&count| count > 0), "receive queues: {used}");
+    guest.end();
+}
+
+pub fn disks() {
+    const ROUNDS: u64 = 30;
+    let folder = crate::temporary("plug");
+    let mut guest = Guest::boot(1);
+    let mut before = None;
+    for round in 1..=ROUNDS {
+        let (file, contents) = disk(folder.path(), round);
+        let slot = guest.plug_disk(&file);
+        assert_eq!(slot, FIXED + 1, "the slot is used again");
+        guest.does("rescan");
+        assert_eq!(guest.does(&format!("disk {}", place(slot))), contents, "round {round}");
+        guest.does(&format!("remove {}", place(slot)));
+        guest.unplug(slot);
+        assert_eq!(guest.resources(), *before.get_or_insert(guest.resources()), "round {round}");
+    }
+    guest.end();
+    println!("{ROUNDS} disks, one after the other, were read by hash; nothing of them is left");
+}
+
+pub fn unseen() {
+    let folder = crate::temporary("plug");
+    let (file, contents) = disk(folder.path(), 1);
+    let mut guest = Guest::boot(1);
+    let before = guest.resources();
+    let slot = guest.plug_disk(&file);
+    assert_ne!(guest.resources(), before, "a device takes descriptors");
+    guest.unplug(slot);
+    assert_eq!(guest.resources(), before, "descriptors and threads of husk-vmm");
+    guest.does("rescan");
+    assert_eq!(guest.does("disks"), "0", "the guest never saw it");
+    let slot = guest.plug_disk(&file);
+    guest.does("rescan");
+    assert_eq!(guest.does(&format!("disk {}", place(slot))), contents);
+    guest.end();
+    println!("a device that came and went unseen left nothing");
+}
+
+pub fn surprise() {
+    let folder = crate::temporary("plug");
+    let (file, contents) = disk(folder.path(), 1);
+    let mut guest = Guest::boot(1);
+    let before = guest.resources();
+    let slot = guest.plug_disk(&file);
+    guest.does("rescan");
+    assert_eq!(guest.does(&format!("disk {}", place(slot))), contents);
+    guest.unplug(slot);
+    assert_eq!(guest.resources(), before, "descriptors and threads of husk-vmm");
+    // The guest still has its driver bound to what is not there.
+    guest.does(&format!("remove {}", place(slot)));
+    let (file, contents) = disk(folder.path(), 2);
+    assert_eq!(guest.plug_disk(&file), slot);
+    guest.does("rescan");
+    assert_eq!(guest.does(&format!("disk {}", place(slot))), contents, "the next in the slot");
+    guest.end();
+    println!("a device that was taken from under its driver harmed nobody");
+}
+
+pub fn most() {
+    let folder = crate::temporary("plug");
+    let (file, contents) = disk(folder.path(), 1);
+    let mut guest = Guest::boot(1);
+    let slots: Vec<u8> = (FIXED + 1..32).map(|_| guest.plug_disk(&file)).collect();
+    assert_eq!(slots, (FIXED + 1..32).collect::<Vec<_>>());
+    let again = Plug::Disk(Disk { file: 0, read_only: true, serial: String::new() });
+    let error = guest.try_plug(again, &[&file]).expect_err("the 32nd device");
+    assert!(error.contains("all 31 slots") && error.contains("unplug"), "{error}");
+    guest.does("rescan");
+    assert_eq!(guest.does("disks"), slots.len().to_string());
+    assert_eq!(guest.does("disk 1f"), contents, "the last slot's");
+    guest.does("remove 0a");
+    guest.unplug(10);
+    assert_eq!(guest.plug_disk(&file), 10, "the slot that is free");
+    guest.end();
+    println!("{} disks at once; one more: {error}", slots.len());
+}
+
+pub fn refused() {
+    let mut guest = Guest::boot(1);
+    let before = guest.resources();
+    let net = |queues: Vec<usize>, mac| Plug::Net(NetConfig { queues, mac, mtu: None });
+    let mac = [2, 0, 0, 0, 0, 1];
+    let null = File::open("/dev/null").expect("/dev/null");
+    // Only one queue where two need a tap that is made for it.
+    let tap = Tap::new("husk-bad", 1, 1500);
+    let taps: Vec<&File> = vec![&tap.queues[0], &tap.queues[0]];
+    for (device, files, text) in [
+        (net(vec![0], mac), vec![&null], "not a tap"),
+        (net(vec![1], mac), vec![&null], "descriptor 1"),
+        (net(vec![0, 0], mac), vec![&null], "descriptor 0"),
+        (net(vec![], mac), vec![], "0 queue pairs"),
+        (net(vec![0, 1], mac), taps, "IFF_MULTI_QUEUE"),
+        (net(vec![0], [0xff; 6]), vec![&tap.queues[0]], "MAC"),
+    ] {
+        let error = guest.try_plug(device, &files).expect_err("should be refused");
+        assert!(error.contains(text), "{error}");
+        println!("plug: {error}");
+    }
+    for slot in [0, 1, FIXED, FIXED + 1, 31, 32, 255] {
+        let error = guest.try_unplug(slot).expect_err("should be refused");
+        assert!(error.contains(&format!("slot {slot}")), "{error}");
+    }
+    assert_eq!(guest.resources(), before, "descriptors and threads of husk-vmm");
+    guest.end();
+    println!("what cannot be plugged or unplugged is refused, and the guest goes on");
+}
+
+pub fn guest() -> io::Result<String> {
+    let stream = File::from(super::vsock::dial(ORDERS)?);
+    let mut answers = stream.try_clone()?;
+    for order in BufReader::new(stream).lines() {
+        let order = order?;
+        let words: Vec<&str> = order.split(' ').collect();
+        match obey(&words) {
+            Ok(said) => writeln!(answers, "ok {said}")?,
+            Err(error) => writeln!(answers, "error {error}")?,
+        }
+        if words == ["end"] {
+            break;
+        }
+    }
+    Ok("no more orders".to_owned())
+}
+
+fn obey(words: &[&str]) -> io::Result<String> {
+    let number = |word: &str| word.parse::<u64>().map_err(io::Error::other);
+    let device = |slot: &str| format!("/sys/bus/pci/devices/0000:00:{slot}.0");
+    match words {
+        ["rescan"] => fs::write("/sys/bus/pci/rescan", "1").map(|()| "rescanned".to_owned()),
+        ["remove", slot] => {
+            fs::write(format!("{}/remove", device(slot)), "1").map(|()| "removed".to_owned())
+        }
+        ["net", slot] => set_up(slot),
+        ["exchange", size, connections] => {
+            exchange(number(size)?, number(connections)? as usize)?;
+            Ok("by hash".to_owned())
+        }
+        ["interrupts", slot] => interrupts(&device(slot)),
+        ["disks"] => Ok(fs::read_dir("/sys/block")?
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().starts_with("vd")))
+            .filter(|&is_disk| is_disk)
+            .count()
+            .to_string()),
+        ["disk", slot] => {
+            let slot = format!("0000:00:{slot}.0");
+            for entry in fs::read_dir("/sys/block")? {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                let path = fs::canonicalize(format!("/sys/block/{name}"))?;
+                if path.components().any(|part| part.as_os_str() == slot.as_str()) {
+                    return hash(File::open(format!("/dev/{name}"))?);
+                }
+            }
+            Err(io::Error::other(format!("no disk in slot {slot}")))
+        }
+        ["end"] => Ok("ending".to_owned()),
+        _ => Err(io::Error::other("no such order")),
+    }
+}
+
+/// How often each queue for received frames has interrupted.
+fn interrupts(device: &str) -> io::Result<String> {
+    let lines: Vec<String> = fs::read_dir(format!("{device}/msi_irqs"))?
+        .map(|entry| Ok(format!("{}:", entry?.file_name().to_string_lossy())))
+        .collect::<io::Result<_>>()?;
+    let counts = fs::read_to_string("/proc/interrupts")?
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.first().is_some_and(|word| lines.iter().any(|l| l == word)))
+        .filter(|words| words.last().is_some_and(|word| word.contains("input")))
+        .map(|words| {
+            words[1..].iter().map_while(|word| word.parse::<u64>().ok()).sum::<u64>().to_string()
+        })
+        .collect::<Vec<_>>();
+    Ok(counts.join(" "))
+}
