@@ -219,10 +219,10 @@ impl Node {
     }
 
     pub fn serves_cri(&self) -> bool {
-        let ctr =
-            Command::new("ctr").arg("--address").arg(self.path("sock")).args(["plugins", "ls"]);
-        let output = ctr_output(ctr);
-        output.lines().any(|line| {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(self.path("sock")).args(["plugins", "ls"]);
+        let output = ctr.output().expect("run ctr");
+        String::from_utf8_lossy(&output.stdout).lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
             matches!(words[..], ["io.containerd.grpc.v1", "cri", .., "ok"])
         })
@@ -287,11 +287,6 @@ impl Drop for Node {
         );
         self.stop_containerd();
     }
-}
-
-fn ctr_output(ctr: &mut Command) -> String {
-    let output = ctr.output().expect("run ctr");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A mount that goes when it is dropped.
