@@ -179,6 +179,20 @@ fn a_containerd_that_does_not_start_at_all_is_reported_with_the_old_configuratio
 }
 
 #[test]
+fn an_installer_that_is_ended_undoes_what_it_did() {
+    let node = Node::start();
+    // So that it has to wait.
+    node.containerd_fails_when_configuration_has("husk");
+    let config = node.config();
+
+    node.install_and_terminate().fails_with(143, "serves CRI again with its old configuration");
+
+    assert_eq!(node.config(), config);
+    assert!(node.serves_cri());
+    assert!(!node.shim().exists());
+}
+
+#[test]
 fn a_restart_that_does_nothing_is_noticed() {
     let node = Node::start();
     let config = node.config();

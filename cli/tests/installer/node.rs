@@ -7,11 +7,13 @@ use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// For what has to happen on a slow machine.
@@ -180,14 +182,31 @@ impl Node {
 
     /// Installs, with `seconds` for containerd to come back.
     pub fn install_within(&self, seconds: u64) -> Outcome {
-        self.installer("install", seconds)
+        self.outcome(self.installer("install", seconds))
     }
 
     pub fn run(&self, verb: &str) -> Outcome {
-        self.installer(verb, LIMIT.as_secs())
+        self.outcome(self.installer(verb, LIMIT.as_secs()))
     }
 
-    fn installer(&self, verb: &str, seconds: u64) -> Outcome {
+    /// Starts an installation, and sends it SIGTERM while it waits for containerd.
+    pub fn install_and_terminate(&self) -> Outcome {
+        let mut command = self.installer("install", LIMIT.as_secs());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.expect("start the installer");
+        self.eventually("the new configuration is in place", || self.config().contains("husk"));
+        let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
+        kill(pid, Signal::SIGTERM).expect("signal to the installer");
+        let output = child.wait_with_output().expect("wait for the installer");
+        Outcome { output, log: self.log() }
+    }
+
+    fn outcome(&self, mut installer: Command) -> Outcome {
+        let output = installer.output().expect("run the installer");
+        Outcome { output, log: self.log() }
+    }
+
+    fn installer(&self, verb: &str, seconds: u64) -> Command {
         let mut command = Command::new(self.path("release/install"));
         command.arg(verb).arg("--prefix").arg(self.prefix());
         command.arg("--config").arg(self.config_path()).arg("--address").arg(self.path("sock"));
@@ -196,8 +215,7 @@ impl Node {
         if self.path("settings").exists() {
             command.arg("--settings").arg(self.path("settings"));
         }
-        let output = command.output().expect("run the installer");
-        Outcome { output, log: self.log() }
+        command
     }
 
     /// Runs `action`, after which configuration and containerd are what they were.
