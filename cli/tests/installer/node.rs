@@ -260,7 +260,7 @@ impl Node {
     }
 
     pub fn stop_containerd(&self) {
-        self.containerd_fails_when_configuration_has("version");
+        self.containerd_fails_when_configuration_has(".");
         let stopped = Command::new(self.path("restart")).status().expect("stop containerd");
         assert!(stopped.success());
     }
