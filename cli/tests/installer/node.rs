@@ -194,7 +194,7 @@ impl Node {
         let mut command = self.installer("install", LIMIT.as_secs());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.expect("start the installer");
-        self.eventually("the new configuration is in place", || self.config().contains("husk"));
+        self.eventually("containerd is being restarted", || !self.serves_cri());
         let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
         kill(pid, Signal::SIGTERM).expect("signal to the installer");
         let output = child.wait_with_output().expect("wait for the installer");
