@@ -15,7 +15,7 @@ lab := tests/lab/run
 .PHONY: build setup run test unit suites lint bench install clean kernel programs image
 
 build: kernel image
-	@cp -u deploy/containerd/husk.toml $(dist)/
+	@cp -u deploy/containerd/*.toml $(dist)/
 
 # Packages, a compiler of Rust. Quick and silent when nothing is missing.
 setup:
@@ -56,7 +56,10 @@ lint:
 	@cargo clippy --quiet --locked -p husk-tests --test '*' -- -D warnings
 	@shellcheck -S warning .ci/run deploy/setup guest-kernel/build tests/lab/run tests/lab/image \
 	    tests/lab/init tests/lab/start tests/lab/session tests/lab/sample-image \
-	    tests/lab/demo tests/lab/collect-tests tests/lab/run-tests tests/lab/run-suites
+	    tests/lab/demo tests/lab/collect-tests tests/lab/run-tests tests/lab/run-suites \
+	    deploy/installer/install deploy/installer/payload deploy/installer/image
+	@shellcheck -S warning -s sh deploy/installer/node
+	@deploy/kubernetes/check
 
 bench: setup build
 	@tests/lab/collect-tests
@@ -64,10 +67,9 @@ bench: setup build
 
 install:
 	@test -x $(dist)/husk -a -r $(dist)/vmlinux || { echo "run 'make build' first" >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/husk $(DESTDIR)/etc/containerd/conf.d
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/husk
 	install -m 755 $(programs:%=$(dist)/%) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 $(dist)/vmlinux $(dist)/guest.img $(DESTDIR)$(PREFIX)/share/husk
-	install -m 644 $(dist)/husk.toml $(DESTDIR)/etc/containerd/conf.d/husk.toml
+	install -m 644 $(dist)/vmlinux $(dist)/guest.img $(dist)/*.toml $(DESTDIR)$(PREFIX)/share/husk
 
 # What was built before stays in the cache: ${XDG_CACHE_HOME:-~/.cache}/husk.
 clean:
