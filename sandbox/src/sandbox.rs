@@ -30,7 +30,7 @@ use crate::{Assets, PodSettings};
 
 /// The guest kernel's command line. Nothing of a pod is in it, so that one booted VM can
 /// become any pod.
-const CMDLINE: &str = "console=hvc0 quiet panic=-1 tsc=reliable no_timer_check swiotlb=noforce rcupdate.rcu_expedited=1";
+const CMDLINE: &str = "console=hvc0 quiet panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
 
 /// The device that VMs are made with.
 pub const KVM: &str = "/dev/kvm";
