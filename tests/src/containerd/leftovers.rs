@@ -233,7 +233,7 @@ fn cgroups(directory: &Path) -> Vec<Thing> {
         if !path.is_dir() || of_the_machine {
             continue;
         }
-        let parents = ["default", "husk"];
+        let parents = ["default", "husk", "k8s.io"];
         let holds_others = directory == Path::new(CGROUPS) && parents.contains(&name.as_ref());
         found.extend(cgroups(&path));
         if !holds_others {
