@@ -82,6 +82,13 @@ impl<'a> Container<'a> {
             .expect("RemoveContainer");
     }
 
+    /// Removes it while it runs.
+    #[track_caller]
+    pub fn remove_running(&self) {
+        self.stop(0);
+        self.remove();
+    }
+
     #[track_caller]
     pub fn status(&self) -> api::ContainerStatus {
         let request =

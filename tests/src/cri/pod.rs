@@ -130,11 +130,11 @@ impl<'a> Pod<'a> {
             .expect("RemovePodSandbox");
     }
 
-    /// A new directory of the host that every user may write to, as an emptyDir is.
+    /// A new directory of the host, as the kubelet makes an emptyDir.
     pub fn volume(&self, name: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
-        let path = self.directory.path().join(format!("volume-{name}"));
-        fs::create_dir(&path).expect("make a volume");
+        let path = self.directory.path().join("volumes/kubernetes.io~empty-dir").join(name);
+        fs::create_dir_all(&path).expect("make a volume");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("chmod");
         path
     }

@@ -4,4 +4,13 @@
 //! is a subject; a test is a case with its line of what it checks. See `husk_tests::cri` for
 //! how they run.
 
+mod crash;
+mod crowd;
+mod exec;
+mod identity;
 mod lifecycle;
+mod limits;
+mod logs;
+mod names;
+mod namespaces;
+mod volumes;
