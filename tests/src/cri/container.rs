@@ -132,6 +132,12 @@ impl<'a> Container<'a> {
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
     }
 
+    /// The command lines of all processes that it sees.
+    #[track_caller]
+    pub fn command_lines(&self) -> String {
+        self.exec_sh("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
+    }
+
     /// Waits until a line for its shell succeeds.
     #[track_caller]
     pub fn until_sh(&self, line: &str) {

@@ -47,7 +47,7 @@ pub fn case(subject: &str, body: impl FnOnce(&Cri)) {
     }
     containerd::case(subject, |lab| {
         let cri = Cri { lab, calls: RefCell::default() };
-        cri.until_image();
+        cri.until_ready();
         body(&cri);
     });
 }
@@ -131,8 +131,10 @@ impl<'a> Cri<'a> {
         Pod::run(self, name, change).expect("RunPodSandbox")
     }
 
-    /// containerd's own images are known to the plugin a moment after they are imported.
-    fn until_image(&self) {
+    /// Waits until the plugin answers, and knows the images: that is a moment after
+    /// containerd has started, and after they were imported.
+    #[track_caller]
+    pub fn until_ready(&self) {
         for image in [IMAGE, "husk.test/pause:latest"] {
             let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };
             let request =

@@ -5,7 +5,7 @@
 use husk_tests::containerd::HUSK_SHIM;
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::process::{LIMIT, eventually};
-use husk_tests::cri::{Cri, case, husk_case};
+use husk_tests::cri::{Cri, case, handler, husk_case};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,10 +40,11 @@ fn vmm_killed() {
 
 #[test]
 fn shim_killed() {
-    husk_case(
+    case(
         "the shim killed: the pod is not ready, its containers have ended, it can be removed",
-        |cri| {
-            pod_without(cri, HUSK_SHIM);
+        |cri| match handler().as_str() {
+            "husk" => pod_without(cri, HUSK_SHIM),
+            other => pod_without(cri, &format!("containerd-shim-{other}-v2")),
         },
     );
 }
@@ -65,6 +66,7 @@ fn containerd_restarts() {
             std::fs::write(volume.join("go"), "").expect("let it end");
             assert!(eventually(LIMIT, || volume.join("gone").exists()), "it does not end");
             cri.lab.start_containerd();
+            cri.until_ready();
             assert!(pod.is_ready());
             assert_eq!(ending.exit_code(), 8);
             assert_eq!(steady.exec_sh("echo here"), "here");

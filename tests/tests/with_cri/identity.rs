@@ -16,7 +16,10 @@ fn users_and_capabilities() {
     case(
         "user, groups, capabilities, no_new_privs and seccomp are as the pod says, in each container alone",
         |cri| {
-            let pod = cri.pod("users", |_| {});
+            let pod = cri.pod("users", |config| {
+                let linux = config.linux.mut_or_insert_default();
+                linux.security_context.mut_or_insert_default().privileged = true;
+            });
             let plain = pod.idle("plain");
             let user = pod.start("user", &["sleep", "100000"], |config| {
                 let security = security(config);

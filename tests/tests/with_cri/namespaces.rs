@@ -2,13 +2,22 @@
 
 //! What the containers of a pod have in common, and what each has to itself.
 
+use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::cri::api::NamespaceMode;
-use husk_tests::cri::container::security;
+use husk_tests::cri::container::{Container, security};
 use husk_tests::cri::pod::namespaces;
 use husk_tests::cri::{api, case};
 
-/// Takes a process's names, one a line.
-const COMMANDS: &str = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '";
+/// Whether a process of that command line is among those that a container sees.
+fn sees(container: &Container, command: &str) -> bool {
+    container.command_lines().contains(command)
+}
+
+/// Waits until it is.
+#[track_caller]
+fn until_seen(container: &Container, command: &str) {
+    assert!(eventually(LIMIT, || sees(container, command)), "{command} is not seen");
+}
 
 fn may_administrate(config: &mut api::ContainerConfig) {
     security(config).capabilities.mut_or_insert_default().add_capabilities =
@@ -59,8 +68,12 @@ fn processes_of_its_own() {
     case("a container sees its own processes and is process 1", |cri| {
         let pod = cri.pod("private", |_| {});
         let [a, b] = ["a", "b"].map(|name| pod.sh(name, "sleep 1000001; true"));
+        let stranger = pod.sh("stranger", "sleep 1000002; true");
+        until_seen(&stranger, "sleep 1000002");
         for container in [&a, &b] {
-            assert_eq!(container.exec_sh("pgrep -x sleep | wc -l; cat /proc/1/comm"), "1\nsh");
+            until_seen(container, "sleep 1000001");
+            assert_eq!(container.exec_sh("cat /proc/1/comm"), "sh");
+            assert!(!sees(container, "sleep 1000002"), "another container's process");
         }
         pod.remove();
     });
@@ -72,19 +85,21 @@ fn processes_of_the_pod() {
         "with shareProcessNamespace containers see each other's processes, and process 1 is the pod's",
         |cri| {
             let pod = cri.pod("open", |config| namespaces(config).pid = NamespaceMode::POD.into());
-            let a = pod.sh("a", "sleep 1000001 & sleep 1000002");
+            let a = pod.sh("a", "sleep 1000001 & echo $$ >/dev/shm/pid; exec sleep 1000002");
             let b = pod.sh("b", "sleep 1000003; true");
             for container in [&a, &b] {
-                container.until_sh("pgrep -f 'sleep 1000001' && pgrep -f 'sleep 1000003'");
+                until_seen(container, "sleep 1000001");
+                until_seen(container, "sleep 1000003");
                 let said = container.exec_sh("cat /proc/1/cmdline | tr '\\0' ' '");
                 assert_eq!(said, "sleep 2147483647", "the pause container's");
             }
-            b.exec_sh("kill -9 $(pgrep -f 'sleep 1000002')");
+            b.exec_sh("kill -9 $(cat /dev/shm/pid)");
             assert_eq!(a.exit_code(), 137);
-            b.until_sh("! pgrep -f 'sleep 1000001'");
+            let gone = eventually(LIMIT, || !sees(&b, "sleep 1000001"));
+            assert!(gone, "a process of the container outlives its first");
             b.remove_running();
             let again = pod.idle("again");
-            assert!(again.exec_sh(COMMANDS).contains("2147483647"));
+            assert!(sees(&again, "sleep 2147483647"), "the pause container");
             pod.remove();
         },
     );
@@ -96,7 +111,7 @@ fn processes_of_a_target() {
         let pod = cri.pod("debugged", |_| {});
         let target = pod.sh("target", ">/marker; sleep 1000001; true");
         pod.sh("other", "sleep 1000002; true");
-        target.until_sh("pgrep -f 'sleep 1000001'");
+        until_seen(&target, "sleep 1000001");
         let debug = pod.start("debug", &["sleep", "100000"], |config| {
             let security = security(config);
             let namespaces = security.namespace_options.mut_or_insert_default();
@@ -105,7 +120,7 @@ fn processes_of_a_target() {
             security.capabilities.mut_or_insert_default().add_capabilities =
                 vec!["SYS_PTRACE".to_owned()];
         });
-        let seen = debug.exec_sh(COMMANDS);
+        let seen = debug.command_lines();
         assert!(seen.contains("sleep 1000001"), "{seen}");
         assert!(!seen.contains("sleep 1000002") && !seen.contains("2147483647"), "{seen}");
         debug.exec_sh("test -e /proc/1/root/marker && test ! -e /marker");
