@@ -30,8 +30,9 @@ use grpc::Refusal;
 pub use messages::cri as api;
 use pod::Pod;
 
-/// Answers and messages in traces are cut to this many bytes.
-const MAX_TRACE: usize = 400;
+/// Calls that a failure shows, and characters of each message.
+const MAX_CALLS: usize = 40;
+const MAX_MESSAGE: usize = 600;
 
 /// What a case works with.
 pub struct Cri<'a> {
@@ -111,16 +112,12 @@ impl<'a> Cri<'a> {
         request: &(impl Message + Debug),
     ) -> Result<A, Refusal> {
         let answer = grpc::call::<A>(service, method, request, LIMIT);
-        let mut said = match &answer {
+        let said = match &answer {
             Ok(answer) => format!("{answer:?}"),
             Err(refusal) => refusal.to_string(),
         };
-        let mut line = format!("{method} {request:?}");
-        for text in [&mut line, &mut said] {
-            let cut = (0..=MAX_TRACE).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-            text.truncate(cut);
-        }
-        self.calls.borrow_mut().push(format!("{line}\n  = {said}"));
+        let line = brief(&format!("{request:?}"));
+        self.calls.borrow_mut().push(format!("{method} {line}\n  = {}", brief(&said)));
         answer
     }
 
@@ -152,7 +149,27 @@ impl<'a> Cri<'a> {
 impl Drop for Cri<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- calls:\n{}", self.calls.borrow().join("\n"));
+            let calls = self.calls.borrow();
+            let last = &calls[calls.len().saturating_sub(MAX_CALLS)..];
+            eprintln!("--- the last calls:\n{}", last.join("\n"));
         }
     }
+}
+
+/// A message without what protobuf keeps beside its fields.
+fn brief(message: &str) -> String {
+    const BESIDE: &str = "special_fields: SpecialFields {";
+    let mut text = String::new();
+    let mut rest = message;
+    while let Some((before, after)) = rest.split_once(BESIDE) {
+        text.push_str(before.trim_end_matches([' ', ',']));
+        let mut depth = 1;
+        let end = after.find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth == 0
+        });
+        rest = &after[end.map_or(after.len(), |end| end + 1)..];
+    }
+    text.push_str(rest);
+    text.chars().take(MAX_MESSAGE).collect()
 }

@@ -12,16 +12,17 @@ fn thirty_containers() {
         "30 containers in a pod, each with its own files and processes, and one pod's end for all",
         |cri| {
             let pod = cri.pod("crowded", |_| {});
-            let names: Vec<_> = (0..30).map(|n| format!("c{n}")).collect();
-            let containers: Vec<_> = names
-                .iter()
-                .map(|name| pod.sh(name, &format!("echo {name} >/name; sleep 100000")))
+            // Each can be told by what it runs.
+            let sleep = |n: usize| format!("sleep {}", 1_000_000 + n);
+            let containers: Vec<_> = (0..30)
+                .map(|n| pod.sh(&format!("c{n}"), &format!("echo {n} >/number; {}", sleep(n))))
                 .collect();
-            for (container, name) in containers.iter().zip(&names) {
-                container.until_sh("test -s /name");
-                assert_eq!(container.exec_sh("cat /name"), *name);
-                let own = container.command_lines().matches("sleep 100000").count();
-                assert_eq!(own, 2, "shell and sleep of {name} and of nobody else");
+            for (n, container) in containers.iter().enumerate() {
+                container.until_sh("test -s /number");
+                assert_eq!(container.exec_sh("cat /number"), n.to_string());
+                let seen = container.command_lines();
+                let whose: Vec<_> = (0..30).filter(|&other| seen.contains(&sleep(other))).collect();
+                assert_eq!(whose, [n], "whose processes container {n} sees");
             }
             pod.remove();
         },

@@ -116,3 +116,32 @@ fn stats() {
         pod.remove();
     });
 }
+
+#[test]
+fn stats_of_a_pod() {
+    husk_case(
+        "what a pod uses of the host is its VM's, in the cgroup that the kubelet made",
+        |cri| {
+            let cgroup = std::path::Path::new("/sys/fs/cgroup/husk-pod-stats");
+            std::fs::create_dir(cgroup).expect("make the pod's cgroup");
+            let pod = cri.pod("weighed", |config| {
+                config.linux.mut_or_insert_default().cgroup_parent = "/husk-pod-stats".to_owned();
+            });
+            let container = pod.idle("main");
+            let request = api::PodSandboxStatsRequest {
+                pod_sandbox_id: pod.id.clone(),
+                ..Default::default()
+            };
+            let answer: api::PodSandboxStatsResponse =
+                cri.ask("PodSandboxStats", &request).expect("PodSandboxStats");
+            let stats = &answer.stats.linux;
+            // A guest that has booted has touched more than this.
+            assert!(stats.memory.usage_bytes.value > 32 << 20, "{stats:?}");
+            assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
+            assert_eq!(stats.containers.len(), 1);
+            assert_eq!(stats.containers[0].attributes.id, container.id);
+            pod.remove();
+            std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
+        },
+    );
+}

@@ -13,4 +13,5 @@ mod limits;
 mod logs;
 mod names;
 mod namespaces;
+mod network;
 mod volumes;
