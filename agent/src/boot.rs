@@ -44,7 +44,8 @@ pub fn mount_all() -> Result<()> {
         ("cgroup2", "/sys/fs/cgroup", guarded, Some("nsdelegate,memory_recursiveprot")),
         ("devtmpfs", "/dev", MsFlags::MS_NOSUID, None),
         ("devpts", "/dev/pts", none, Some("gid=5,mode=620,ptmxmode=666")),
-        ("tmpfs", "/dev/shm", plain, Some("mode=1777")),
+        // The size that pods expect.
+        ("tmpfs", "/dev/shm", plain, Some("mode=1777,size=64m")),
         ("mqueue", "/dev/mqueue", guarded, None),
         ("tmpfs", "/run", plain, Some("mode=755")),
         ("tmpfs", "/tmp", plain, Some("mode=1777")),

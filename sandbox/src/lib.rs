@@ -38,6 +38,6 @@ pub use process::{Pidfd, ProcessId};
 pub use sandbox::{Exec, KVM, Launch, Milestones, Sandbox, Signal, Terminal, guest_share};
 pub use share::SharedContainer;
 pub use size::{Limits, Size, host_capacity};
-pub use spec::{BindSource, GuestProcess, GuestSpec, Spec};
+pub use spec::{BindSource, GuestProcess, GuestSpec, Member, Spec};
 pub use streams::{Expected, Streams};
 pub use vm::Ended;

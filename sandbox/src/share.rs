@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! What the pod sees of the host: a small tmpfs in which each container has a directory,
-//! with its root file system bound to `rootfs` and its bind sources to `mounts/<n>`.
+//! with its root file system bound to `rootfs` and its bind sources behind `mounts/<n>`. These
+//! are symbolic links to `.binds/<n>`, where a source is once for all containers of the pod: so
+//! they see the same inodes, and meet at its FIFOs, sockets, locks and mappings.
 //!
 //! The mount that the VMM serves is read-only, so the guest can neither fill it nor put a
 //! symbolic link where we are about to mount. We make directories through a second mount of
 //! the same tmpfs that only a descriptor of ours leads to. A container's part is undone when
 //! its [`SharedContainer`] is dropped, the whole when the [`Share`] is.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::mount::MsFlags;
 
@@ -19,6 +24,9 @@ use crate::error::{Error, IoContext};
 use crate::mount::{self, Mounted};
 use crate::run_dir::checked_name;
 use crate::spec::BindSource;
+
+/// The directory of the containers' bind sources. No container's id begins with a dot.
+const BINDS: &str = ".binds";
 
 /// Limits of the tmpfs: it holds nothing but mount points. The root of a user namespace in
 /// the guest is a user like others, and has to pass; on the host the directory above is closed.
@@ -30,7 +38,34 @@ pub struct Share {
     path: PathBuf,
     /// The writable mount of the tmpfs.
     writer: OwnedFd,
+    binds: Mutex<Binds>,
     _mounted: Mounted,
+}
+
+/// The sources that containers have in common.
+#[derive(Debug, Default)]
+struct Binds {
+    /// Number of the next.
+    next: u64,
+    in_use: HashMap<Source, Weak<Bind>>,
+}
+
+/// A source, and which file its path has led to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Source {
+    bind: BindSource,
+    device: u64,
+    inode: u64,
+}
+
+/// A source that is bound, or about to be, at `.binds/<number>`. The last container that uses
+/// it takes it away.
+#[derive(Debug)]
+struct Bind {
+    share: Arc<Share>,
+    number: u64,
+    /// Held while it is being bound: whoever wants the same source waits, and nobody else.
+    bound: Mutex<bool>,
 }
 
 /// One container's part of a share.
@@ -38,6 +73,7 @@ pub struct Share {
 pub struct SharedContainer {
     share: Arc<Share>,
     name: String,
+    binds: Vec<Arc<Bind>>,
 }
 
 impl Share {
@@ -55,7 +91,9 @@ impl Share {
         let mounted = Mounted::at(path.clone());
         let writer = mount::clone_mount(&path, false)?;
         mount::set_read_only_and_shared(&path)?;
-        Ok(Share { path, writer, _mounted: mounted })
+        let share = Share { path, writer, binds: Mutex::default(), _mounted: mounted };
+        fs::create_dir(share.writable(BINDS)).context(|| "cannot fill the share".to_owned())?;
+        Ok(share)
     }
 
     /// The directory for the VMM.
@@ -75,26 +113,46 @@ impl Share {
         let writable = self.writable(name);
         fs::create_dir(&writable)
             .context(|| format!("cannot make the share of container {name}"))?;
-        let container = SharedContainer { share: self, name: name.to_owned() };
+        let mut container =
+            SharedContainer { share: self, name: name.to_owned(), binds: Vec::new() };
         let visible = container.share.path.join(name);
         let made = fs::create_dir(writable.join("rootfs"))
             .and_then(|()| fs::create_dir(writable.join("mounts")));
         made.context(|| format!("cannot make the share of container {name}"))?;
         mount::bind(rootfs, &visible.join("rootfs"), true, false)
             .map_err(|error| error.context("cannot share the root file system"))?;
-        for (n, bind) in binds.iter().enumerate() {
-            let what = || format!("cannot share the mount source {}", bind.source.display());
-            let point = writable.join("mounts").join(n.to_string());
-            let is_dir = fs::metadata(&bind.source)
-                .map_err(|error| Error::invalid(format!("{}: {error}", what())))?
-                .is_dir();
-            if is_dir { fs::create_dir(&point) } else { File::create(&point).map(drop) }
-                .context(what)?;
-            let target = visible.join("mounts").join(n.to_string());
-            mount::bind(&bind.source, &target, bind.recursive, bind.read_only)
-                .map_err(|error| error.context(what()))?;
+        for (n, source) in binds.iter().enumerate() {
+            let what = || format!("cannot share the mount source {}", source.source.display());
+            let bind = container.share.bind(source).map_err(|error| error.context(what()))?;
+            let link = writable.join("mounts").join(n.to_string());
+            symlink(format!("../../{BINDS}/{}", bind.number), link).context(what)?;
+            container.binds.push(bind);
         }
         Ok(container)
+    }
+
+    /// Binds a source, unless another container has it already.
+    fn bind(self: &Arc<Self>, source: &BindSource) -> Result<Arc<Bind>, Error> {
+        let metadata =
+            fs::metadata(&source.source).map_err(|error| Error::invalid(error.to_string()))?;
+        let key = Source { bind: source.clone(), device: metadata.dev(), inode: metadata.ino() };
+        let bind = {
+            let mut binds = lock(&self.binds);
+            binds.in_use.retain(|_, bind| bind.strong_count() > 0);
+            let Binds { next, in_use } = &mut *binds;
+            match in_use.get(&key).and_then(Weak::upgrade) {
+                Some(bind) => bind,
+                None => {
+                    *next += 1;
+                    let share = self.clone();
+                    let bind = Arc::new(Bind { share, number: *next, bound: Mutex::new(false) });
+                    in_use.insert(key, Arc::downgrade(&bind));
+                    bind
+                }
+            }
+        };
+        bind.make(source, metadata.is_dir())?;
+        Ok(bind)
     }
 
     /// A container's directory on the writable mount, where no other mount can be met.
@@ -103,12 +161,56 @@ impl Share {
     }
 }
 
+impl Bind {
+    fn make(&self, source: &BindSource, is_dir: bool) -> Result<(), Error> {
+        let mut bound = lock(&self.bound);
+        if *bound {
+            return Ok(());
+        }
+        let point = self.point();
+        match if is_dir { fs::create_dir(&point) } else { File::create(&point).map(drop) } {
+            // Somebody before could make the point, but not the mount.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.context(|| "cannot make its mount point".to_owned()),
+        }?;
+        mount::bind(&source.source, &self.visible(), source.recursive, source.read_only)?;
+        *bound = true;
+        Ok(())
+    }
+
+    fn visible(&self) -> PathBuf {
+        self.share.path.join(BINDS).join(self.number.to_string())
+    }
+
+    /// The mount point, where the mount is not seen.
+    fn point(&self) -> PathBuf {
+        self.share.writable(BINDS).join(self.number.to_string())
+    }
+
+    fn undo(&self) -> Result<(), Error> {
+        mount::unmount_all(&self.visible())?;
+        let point = self.point();
+        let removed = if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) };
+        removed.context(|| "cannot remove a mount point".to_owned())
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        // A failure leaves a mount that the share's own end takes away.
+        let _ = self.undo();
+    }
+}
+
 impl SharedContainer {
     /// Takes the container's part away and reports what could not be.
     pub fn remove(mut self) -> Result<(), Error> {
-        let done = self.undo();
+        let mut done = self.undo();
         // Nothing is left for the drop.
         self.name.clear();
+        for bind in self.binds.drain(..).filter_map(Arc::into_inner) {
+            done = done.and(bind.undo());
+        }
         done
     }
 
@@ -117,10 +219,6 @@ impl SharedContainer {
         let writable = self.share.writable(&self.name);
         let mut errors = Vec::new();
         errors.extend(mount::unmount_all(&visible.join("rootfs")).err());
-        for entry in fs::read_dir(writable.join("mounts")).into_iter().flatten().flatten() {
-            errors
-                .extend(mount::unmount_all(&visible.join("mounts").join(entry.file_name())).err());
-        }
         // No bind is visible on the writable mount: this removes mount points only.
         errors
             .extend(fs::remove_dir_all(&writable).context(|| "cannot remove it".to_owned()).err());
@@ -138,6 +236,11 @@ impl Drop for SharedContainer {
             let _ = self.undo();
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it guards is whole at every instant.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -189,6 +292,35 @@ mod tests {
         share.clone().add("c1", &rootfs, &binds).expect("the name is free again");
         drop(share);
         assert_eq!(mounts_below(dir.path()), 0);
+    }
+
+    #[test]
+    fn containers_have_a_source_in_common() {
+        let Some((dir, share)) = share() else { return };
+        let volume = dir.path().join("volume");
+        fs::create_dir(&volume).expect("directory");
+        let bind = BindSource { source: volume.clone(), recursive: true, read_only: false };
+        let read_only = BindSource { read_only: true, ..bind.clone() };
+        let add = |name, binds: &[_]| share.clone().add(name, &volume, binds).expect("add");
+        let link = |name: &str, n: u32| {
+            let link = dir.path().join(format!("share/{name}/mounts/{n}"));
+            fs::read_link(link).expect("a link")
+        };
+        let (a, b) = (add("a", &[bind.clone(), read_only]), add("b", std::slice::from_ref(&bind)));
+        assert_eq!(link("a", 0), link("b", 0));
+        assert_ne!(link("a", 0), link("a", 1), "one is read-only");
+        a.remove().expect("remove");
+        fs::write(dir.path().join("share/b/mounts/0/file"), b"").expect("the other still has it");
+        // Another directory that has taken the path is another source.
+        fs::rename(&volume, dir.path().join("old")).expect("rename");
+        fs::create_dir(&volume).expect("directory");
+        let c = add("c", &[bind]);
+        assert_ne!(link("b", 0), link("c", 0));
+        b.remove().expect("remove");
+        drop(c);
+        assert_eq!(mounts_below(dir.path()), 1);
+        let left = fs::read_dir(dir.path().join("share/.binds")).expect("list").count();
+        assert_eq!(left, 0, "mount points are left");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod devices;
 
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -112,7 +113,7 @@ impl Resources {
 }
 
 /// A bind mount of the container whose source has to be shared with the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BindSource {
     /// On the host.
     pub source: PathBuf,
@@ -131,6 +132,27 @@ pub struct GuestSpec {
     /// Paths of devices that the guest does not have.
     pub dropped_devices: Vec<String>,
 }
+
+/// A container's place in a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// The pod.
+    pub id: &'a str,
+    /// It is the pod's first container, which stands for it.
+    pub begins: bool,
+}
+
+/// Annotations that name a container's type and its sandbox: containerd's, then CRI-O's.
+const CRI: [(&str, &str); 2] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+];
+
+/// The directory of a pod's volumes of that type in the kubelet's: files of nobody but the pod.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// Where shared memory is, in a container and in the guest.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Host trees whose bind means the kernel's own files: the guest's are used, not shared.
 const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -177,6 +199,26 @@ impl Spec {
             .iter()
             .filter_map(of_text)
             .filter(move |(name, _)| name.starts_with(prefix))
+    }
+
+    /// The pod that the container is one of or begins, by its annotations.
+    pub fn pod(&self) -> Option<Member<'_>> {
+        CRI.iter().find_map(|(kind, sandbox)| {
+            let id = self.annotation(sandbox).filter(|id| !id.is_empty())?;
+            let begins = match self.annotation(kind)? {
+                "sandbox" => true,
+                "container" => false,
+                _ => return None,
+            };
+            Some(Member { id, begins })
+        })
+    }
+
+    /// Numbers of processes of the host whose namespaces the container is to be in, except
+    /// that of the network.
+    pub fn namespace_pids(&self) -> Vec<u32> {
+        let namespaces = self.linux.iter().flat_map(|linux| &linux.namespaces);
+        namespaces.filter_map(|namespace| namespace.pid()).collect()
     }
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
@@ -234,14 +276,25 @@ impl Spec {
     }
 
     /// The spec for the guest. `share` is the container's directory in the share as the
-    /// guest sees it: `rootfs` and `mounts/<n>` are below it.
-    pub fn for_guest(mut self, container: &str, share: &str, terminal: bool) -> GuestSpec {
+    /// guest sees it: `rootfs` and `mounts/<n>` are below it. `in_guest` has the numbers in the
+    /// guest of processes that the host knows by others.
+    pub fn for_guest(
+        mut self,
+        container: &str,
+        share: &str,
+        terminal: bool,
+        in_guest: &HashMap<u32, u32>,
+    ) -> GuestSpec {
+        let pod = self.pod().map(|pod| pod.id.to_owned());
         if let Some(root) = &mut self.root {
             root.path = format!("{share}/rootfs");
         }
         let mut binds = Vec::new();
         for mount in &mut self.mounts {
-            if let Some(bind) = mount.bind_source() {
+            if pod.as_ref().is_some_and(|pod| mount.is_shared_memory_of(pod)) {
+                // Files through the share have no memory in common with the host's.
+                mount.source = Some(SHARED_MEMORY.into());
+            } else if let Some(bind) = mount.bind_source() {
                 mount.source = Some(format!("{share}/mounts/{}", binds.len()));
                 binds.push(bind);
             } else if mount.source.is_none() {
@@ -264,8 +317,11 @@ impl Spec {
             start_container: self.hooks.start_container,
             ..Hooks::default()
         };
-        let dropped_devices =
-            self.linux.as_mut().map(|linux| linux.for_guest(container)).unwrap_or_default();
+        let dropped_devices = self
+            .linux
+            .as_mut()
+            .map(|linux| linux.for_guest(container, in_guest))
+            .unwrap_or_default();
         if let Some(process) = &mut self.process {
             process_for_guest(process, terminal);
         }
@@ -273,6 +329,17 @@ impl Spec {
         // A structure of strings and maps with string keys always has a JSON form.
         let json = serde_json::to_vec(&self).unwrap_or_default();
         GuestSpec { json, binds, dropped_devices }
+    }
+}
+
+impl Namespace {
+    /// The process of the host whose namespace it is to be, where the path says so.
+    fn pid(&self) -> Option<u32> {
+        if !matches!(self.kind.as_str(), "ipc" | "uts" | "pid") {
+            return None;
+        }
+        let (pid, kind) = self.path.strip_prefix("/proc/")?.split_once("/ns/")?;
+        pid.parse().ok().filter(|_| kind == self.kind)
     }
 }
 
@@ -289,6 +356,14 @@ impl Mount {
                 self.destination
             ))),
         }
+    }
+
+    /// Whether it is the shared memory that CRI makes for a pod: `.../<pod>/.../shm`.
+    fn is_shared_memory_of(&self, pod: &str) -> bool {
+        let source = Path::new(self.source.as_deref().unwrap_or_default());
+        self.destination == SHARED_MEMORY
+            && source.ends_with("shm")
+            && source.components().any(|component| component.as_os_str() == pod)
     }
 
     /// What has to be shared for this mount; nothing unless it binds a host file.
@@ -313,6 +388,9 @@ impl Mount {
                 _ => None,
             })
             .unwrap_or(false);
+        // What the pod has to itself it may write to anyhow; and containers that see a
+        // directory by two mounts, one read-only, do not meet at its FIFOs and sockets.
+        let read_only = read_only && !source.iter().any(|component| component == EMPTY_DIR);
         Some(BindSource { source, recursive, read_only })
     }
 }
@@ -359,16 +437,21 @@ impl Linux {
     }
 
     /// The devices that the guest does not have and that were taken out.
-    fn for_guest(&mut self, container: &str) -> Vec<String> {
-        // A path names a namespace of the host. What the pod shares there it shares in the
-        // guest by using the guest's own: that is the pod's. The rest is made new.
-        self.namespaces.retain(|namespace| {
-            namespace.path.is_empty()
-                || !matches!(namespace.kind.as_str(), "network" | "ipc" | "uts" | "pid")
+    fn for_guest(&mut self, container: &str, in_guest: &HashMap<u32, u32>) -> Vec<String> {
+        // A path names a namespace of the host. One of a process of the pod means what that
+        // process is in. Of others the pod's are used, which are the guest's own, where pods
+        // share them; the rest is made new.
+        self.namespaces.retain_mut(|namespace| {
+            if namespace.path.is_empty() {
+                return true;
+            }
+            let found = namespace.pid().and_then(|pid| in_guest.get(&pid));
+            namespace.path = match found {
+                Some(pid) => format!("/proc/{pid}/ns/{}", namespace.kind),
+                None => String::new(),
+            };
+            found.is_some() || !matches!(namespace.kind.as_str(), "network" | "ipc" | "uts" | "pid")
         });
-        for namespace in &mut self.namespaces {
-            namespace.path.clear();
-        }
         // Absolute: the guest has no systemd, and the engine insists with user namespaces.
         self.cgroups_path = format!("/husk/{container}");
         self.rest.remove("mountLabel");

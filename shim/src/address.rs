@@ -37,19 +37,9 @@ pub fn group(id: &str, bundle: &Path) -> Result<String, String> {
     Ok(group_of(id, &spec).to_owned())
 }
 
-/// Annotations that name a container's type and its sandbox: containerd's, then CRI-O's.
-const CRI: [(&str, &str); 2] = [
-    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
-];
-
 /// The same for a spec that has been read.
 pub fn group_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
-    let named = CRI.iter().find_map(|(kind, sandbox)| match spec.annotation(kind) {
-        Some("container") => spec.annotation(sandbox).filter(|group| !group.is_empty()),
-        _ => None,
-    });
-    named.unwrap_or(id)
+    spec.pod().filter(|pod| !pod.begins).map_or(id, |pod| pod.id)
 }
 
 /// config.json of a bundle.

@@ -23,6 +23,7 @@ use crate::io::Stdio;
 use crate::phases::Phases;
 use crate::process::{Exit, Input, Process, State};
 use crate::reply::timestamp;
+use crate::stand_in::StandIn;
 
 /// Between two events about the OOM killer; a guest could have it strike all the time.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,8 +36,10 @@ pub const EXECS_END_LIMIT: Duration = Duration::from_secs(5);
 pub struct Container {
     pub id: String,
     pub bundle: PathBuf,
-    /// The process of the host that stands for all of its processes.
+    /// The process of the host that stands for all of its processes: husk-vmm for the pod's
+    /// first container, and a number of their own for the others.
     pub pid: u32,
+    _stand_in: Option<StandIn>,
     pub hooks: HostHooks,
     /// Its root file system, as containerd wants it mounted.
     pub mounts: Vec<Mount>,
@@ -83,6 +86,7 @@ impl Container {
     pub fn new(
         request: &CreateTaskRequest,
         pid: u32,
+        stand_in: Option<StandIn>,
         hooks: HostHooks,
         events: Events,
     ) -> Container {
@@ -96,6 +100,7 @@ impl Container {
             id: request.id.clone(),
             bundle: request.bundle.clone().into(),
             pid,
+            _stand_in: stand_in,
             hooks,
             mounts: request.rootfs.clone(),
             phases: Phases::default(),

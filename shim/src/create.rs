@@ -16,6 +16,7 @@ use crate::container::Container;
 use crate::io::{Io, Owner};
 use crate::pod::Pod;
 use crate::process::Input;
+use crate::stand_in::StandIn;
 use crate::{log, options, remove};
 
 /// Creates a container; its pid. Runs to its end even when the caller goes away.
@@ -57,7 +58,13 @@ async fn make(
     }
     let (sandbox, launched) = pod.sandbox_for(&request.id, &spec, &config_file)?;
     let hooks = spec.host_hooks(&request.id, bundle);
-    let container = Arc::new(Container::new(&request, sandbox.pid(), hooks, pod.events.clone()));
+    let stand_in = match request.id == pod.id {
+        true => None,
+        false => Some(StandIn::in_network_of(sandbox.pid())?),
+    };
+    let pid = stand_in.as_ref().map_or(sandbox.pid(), StandIn::pid);
+    let container = Container::new(&request, pid, stand_in, hooks, pod.events.clone());
+    let container = Arc::new(container);
     if launched {
         container.phases.reach_at("shim_start", pod.started_ns);
     }
@@ -97,7 +104,9 @@ async fn fill(
         sandbox.raise_oom_score_adj(wanted)?;
     }
     let console_size = spec.console_size();
-    let guest = spec.for_guest(&container.id, &guest_share(&container.id), request.terminal);
+    let share = guest_share(&container.id);
+    let in_guest = pod.pids_in_guest(&spec.namespace_pids())?;
+    let guest = spec.for_guest(&container.id, &share, request.terminal, &in_guest);
     if !guest.dropped_devices.is_empty() {
         log::info(&format!(
             "container {}: the guest does not have these devices of the host: {}",

@@ -29,6 +29,7 @@ mod prometheus;
 mod remove;
 mod reply;
 mod service;
+mod stand_in;
 mod start;
 
 use std::process::ExitCode;

@@ -153,6 +153,26 @@ impl Pod {
         lock(&self.containers).contains_key(id)
     }
 
+    /// The numbers in the guest of those processes of the host that stand for containers.
+    /// Fails for a container that has ended: its namespaces may be gone.
+    pub fn pids_in_guest(&self, pids: &[u32]) -> Result<HashMap<u32, u32>, Error> {
+        let mut found = HashMap::new();
+        for container in self.containers() {
+            if !pids.contains(&container.pid) {
+                continue;
+            }
+            let init = &container.inner().init;
+            if init.state().exit().is_some() {
+                return Err(Error::precondition(format!(
+                    "container {}, whose namespaces are to be shared, has stopped",
+                    container.id
+                )));
+            }
+            found.extend(init.guest_pid.map(|pid| (container.pid, pid)));
+        }
+        Ok(found)
+    }
+
     pub fn remove(&self, id: &str) {
         let mut containers = lock(&self.containers);
         containers.remove(id);

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod containerd;
+pub mod cri;
 pub mod fs;
 pub mod vmm;
 

@@ -4,8 +4,13 @@ use super::*;
 use serde_json::json;
 
 fn translate(spec: Value) -> (Value, GuestSpec) {
+    translate_in_pod(spec, &HashMap::new())
+}
+
+fn translate_in_pod(spec: Value, in_guest: &HashMap<u32, u32>) -> (Value, GuestSpec) {
     let bytes = serde_json::to_vec(&spec).expect("json");
-    let guest = Spec::parse(&bytes).expect("spec").for_guest("c1", "/run/husk/share/c1", false);
+    let spec = Spec::parse(&bytes).expect("spec");
+    let guest = spec.for_guest("c1", "/run/husk/share/c1", false, in_guest);
     (serde_json::from_slice(&guest.json).expect("json"), guest)
 }
 
@@ -244,4 +249,54 @@ fn an_exec_process_is_fitted_too() {
     assert_eq!(json.get("apparmorProfile"), None);
     assert_eq!(process.console_size, Some((1, 2)));
     assert!(GuestProcess::parse(b"null", false).is_err());
+}
+
+#[test]
+fn namespaces_of_the_pods_processes_are_found_in_the_guest() {
+    let namespace = |kind: &str, path: &str| json!({"type": kind, "path": path});
+    let spec = json!({"linux": {"namespaces": [
+        namespace("network", "/proc/70/ns/net"),
+        namespace("ipc", "/proc/70/ns/ipc"),
+        namespace("uts", "/proc/99/ns/uts"),
+        namespace("pid", "/proc/71/ns/pid"),
+        namespace("user", "/proc/70/ns/user"),
+        {"type": "mount"},
+    ]}});
+    let parsed = Spec::parse(spec.to_string().as_bytes()).expect("spec");
+    assert_eq!(parsed.namespace_pids(), [70, 99, 71]);
+    let (guest, _) = translate_in_pod(spec, &HashMap::from([(70, 12), (71, 30)]));
+    assert_eq!(
+        guest["linux"]["namespaces"],
+        json!([
+            namespace("ipc", "/proc/12/ns/ipc"),
+            namespace("pid", "/proc/30/ns/pid"),
+            {"type": "user"},
+            {"type": "mount"},
+        ])
+    );
+}
+
+#[test]
+fn what_a_pod_has_to_itself_is_shared_as_such() {
+    let volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/v";
+    let (guest, spec) = translate(json!({
+        "annotations": {
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "s1",
+        },
+        "mounts": [
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/cri/sandboxes/s1/shm", "options": ["rbind"]},
+            {"destination": "/v", "type": "bind", "source": volume, "options": ["rbind", "ro"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/srv/shm", "options": ["rbind"]},
+        ],
+    }));
+    assert_eq!(guest["mounts"][0]["source"], "/dev/shm");
+    assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]), "the guest enforces it");
+    assert_eq!(
+        spec.binds,
+        [
+            BindSource { source: volume.into(), recursive: true, read_only: false },
+            BindSource { source: "/srv/shm".into(), recursive: true, read_only: false },
+        ]
+    );
 }

@@ -19,7 +19,7 @@ fn container() -> (Container, Receiver<Envelope>) {
         ..Default::default()
     };
     let hooks = Spec::parse(b"{}").expect("spec").host_hooks("c", Path::new("/bundle"));
-    (Container::new(&request, 42, hooks, events), published)
+    (Container::new(&request, 42, None, hooks, events), published)
 }
 
 fn with_exec(id: &str) -> (Container, Receiver<Envelope>) {

@@ -42,16 +42,27 @@ impl<'a> Bundle<'a> {
     /// One of a further container in a pod whose shim has been started.
     #[track_caller]
     pub fn in_pod(pod: &Bundle<'a>, id: &str, args: &[&str]) -> Bundle<'a> {
-        let bundle = Bundle::with(pod.lab, CTR_NAMESPACE, id, |spec| {
+        Bundle::in_pod_of(pod.lab, CTR_NAMESPACE, pod.id(), id, args)
+    }
+
+    /// The same for a pod that the CRI plugin has made.
+    #[track_caller]
+    pub fn in_cri_pod(lab: &'a Lab, pod: &str, id: &str, args: &[&str]) -> Bundle<'a> {
+        Bundle::in_pod_of(lab, "k8s.io", pod, id, args)
+    }
+
+    #[track_caller]
+    fn in_pod_of(lab: &'a Lab, namespace: &str, pod: &str, id: &str, args: &[&str]) -> Bundle<'a> {
+        let bundle = Bundle::with(lab, namespace, id, |spec| {
             spec["process"]["args"] = args.into();
             spec["annotations"] = json!({
                 format!("{CRI}.container-type"): "container",
-                format!("{CRI}.sandbox-id"): pod.id(),
+                format!("{CRI}.sandbox-id"): pod,
             });
         });
         // What its own `start` would do.
-        fs::copy(pod.path().join("address"), bundle.path().join("address"))
-            .expect("the pod's address");
+        let address = lab.bundle_path(namespace, pod).join("address");
+        fs::copy(address, bundle.path().join("address")).expect("the pod's address");
         bundle
     }
 

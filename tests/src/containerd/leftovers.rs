@@ -22,6 +22,9 @@ const SHIM_SOCKETS: &str = "/run/containerd/s";
 const HUSK_RUN: &str = "/run/husk";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// As the session names it.
+const CNI_BRIDGE: &str = "husk-cni0";
+
 /// One thing on the host that a container can leave.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Thing {
@@ -33,9 +36,10 @@ enum Thing {
     Mount(PathBuf),
     Cgroup(PathBuf),
     Socket(PathBuf),
-    /// Below /run/husk.
+    /// Below /run/husk, or a network namespace.
     File(PathBuf),
-    /// A directory of a task in containerd's state or root.
+    /// A directory of a task, or of a pod or container of the CRI plugin, in containerd's state
+    /// or root.
     Bundle(PathBuf),
     /// A network interface.
     Interface(PathBuf),
@@ -93,7 +97,17 @@ impl Host {
         things.extend(mounts(&[directory, Path::new("/run/containerd"), Path::new(HUSK_RUN)]));
         things.extend(cgroups(Path::new(CGROUPS)));
         things.extend(entries(Path::new(SHIM_SOCKETS)).into_iter().map(Thing::Socket));
-        things.extend(entries(Path::new("/sys/class/net")).into_iter().map(Thing::Interface));
+        let interfaces = entries(Path::new("/sys/class/net")).into_iter();
+        // The CNI plugin `bridge` never removes its bridge, which is the node's.
+        let of_pods = interfaces.filter(|path| !path.ends_with(CNI_BRIDGE));
+        things.extend(of_pods.map(Thing::Interface));
+        for place in ["state", "root"] {
+            for kind in ["sandboxes", "containers"] {
+                let kept = directory.join(place).join("io.containerd.grpc.v1.cri").join(kind);
+                things.extend(entries(&kept).into_iter().map(Thing::Bundle));
+            }
+        }
+        things.extend(entries(Path::new("/run/netns")).into_iter().map(Thing::File));
         things.extend(descriptors(directory));
         for namespace in entries(Path::new(HUSK_RUN)) {
             // The namespace's own directory may stay, empty.
@@ -233,7 +247,7 @@ fn cgroups(directory: &Path) -> Vec<Thing> {
         if !path.is_dir() || of_the_machine {
             continue;
         }
-        let parents = ["default", "husk"];
+        let parents = ["default", "husk", "k8s.io"];
         let holds_others = directory == Path::new(CGROUPS) && parents.contains(&name.as_ref());
         found.extend(cgroups(&path));
         if !holds_others {

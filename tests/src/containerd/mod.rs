@@ -334,6 +334,9 @@ impl Lab {
 
     /// Removes all containers by force: what a failed case may have left.
     fn remove_all(&self, before: &Host) {
+        if env::var("HUSK_LAB_CRI").is_ok_and(|on| !on.is_empty()) {
+            crate::cri::remove_all();
+        }
         let quiet = |words: &[&str]| {
             let mut running = Running::start(Command::new("ctr").args(words));
             running.close_stdin();

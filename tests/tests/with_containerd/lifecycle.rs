@@ -291,7 +291,7 @@ fn pod_ends_under_its_containers() {
             let vmm = pod.launch();
             let members = ["left", "right"].map(|name| Bundle::in_pod(&pod, name, &IDLE));
             for member in &members {
-                assert_eq!(member.launch(), vmm, "the pod's VM");
+                assert_ne!(member.launch(), vmm, "a number of its own");
             }
             members[0].exec("inner", &IDLE);
             pod.kill("", libc::SIGKILL).expect("Kill");
@@ -322,10 +322,12 @@ fn pod_ends_under_its_containers() {
 fn container_again_in_a_living_pod() {
     husk_case("a container that ended is made again under its name in the same VM", |lab| {
         let pod = Bundle::new(lab, "home", &IDLE);
-        let vmm = pod.launch();
+        pod.launch();
+        let vms = pids_of("husk-vmm");
         for round in 0..3 {
             let member = Bundle::in_pod(&pod, "again", &["sh", "-c", "test ! -e /old && >/old"]);
-            assert_eq!(member.launch(), vmm, "the VM of round {round}");
+            member.launch();
+            assert_eq!(pids_of("husk-vmm"), vms, "the VM of round {round}");
             assert_eq!(member.wait("").expect("Wait").exit_status, 0, "round {round}");
             member.delete("").expect("Delete");
         }
