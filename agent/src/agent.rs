@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use husk_protocol::agent::Request;
 use husk_protocol::agent::request::Verb;
+use husk_protocol::agent::{Request, SetNetwork};
 
 use crate::container::Container;
 use crate::error::{Error, Result};
@@ -24,11 +24,19 @@ pub struct Agent {
     pub outbox: Outbox,
     pub reaper: Reaper,
     pub containers: RefCell<HashMap<String, Rc<Container>>>,
+    /// What the guest was last told of it.
+    pub network: RefCell<SetNetwork>,
 }
 
 impl Agent {
     pub fn new(host: Host, outbox: Outbox) -> Self {
-        Self { host, outbox, reaper: Reaper::default(), containers: RefCell::default() }
+        Self {
+            host,
+            outbox,
+            reaper: Reaper::default(),
+            containers: RefCell::default(),
+            network: RefCell::default(),
+        }
     }
 
     /// Does what a request asks for and answers it. Verbs that start a process answer
@@ -47,6 +55,9 @@ impl Agent {
             Some(Verb::Pids(pids)) => reply.send(verbs::pids::pids(self, &pids)),
             Some(Verb::Stats(stats)) => reply.send(verbs::stats::stats(self, &stats)),
             Some(Verb::SetClock(clock)) => reply.send(verbs::clock::set_clock(&clock)),
+            Some(Verb::SetNetwork(network)) => {
+                reply.send(verbs::network::set_network(self, network));
+            }
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

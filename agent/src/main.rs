@@ -14,6 +14,7 @@ mod control;
 mod engine;
 mod error;
 mod host;
+mod network;
 mod oci;
 mod outbox;
 mod reaper;

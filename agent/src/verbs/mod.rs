@@ -6,6 +6,7 @@ pub mod clock;
 pub mod create;
 pub mod delete;
 pub mod exec;
+pub mod network;
 pub mod pause;
 pub mod pids;
 pub mod resize;

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! SetNetwork: the guest's network becomes the one that the host names.
+
+use husk_protocol::agent::SetNetwork;
+use husk_protocol::agent::response::Result as Outcome;
+
+use crate::agent::Agent;
+use crate::error::Result;
+use crate::network;
+use crate::verbs::done;
+
+pub fn set_network(agent: &Agent, request: SetNetwork) -> Result<Outcome> {
+    let mut current = agent.network.borrow_mut();
+    network::apply(&current, &request)?;
+    *current = request;
+    Ok(done())
+}
