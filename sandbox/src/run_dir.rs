@@ -17,6 +17,7 @@ use crate::cgroup::Places;
 use crate::error::{Error, IoContext};
 use crate::hooks::Poststop;
 use crate::mount::unmount_all;
+use crate::network::{self, Redirected};
 use crate::process::ProcessId;
 
 /// Where the directories of all pods are.
@@ -42,6 +43,8 @@ enum Resource {
     Cgroup(Places),
     /// A mount point outside the directory.
     Mount(PathBuf),
+    /// An interface that is joined to the VM.
+    Redirect(Redirected),
     /// Hooks that are to run when the container is gone.
     Poststop(Poststop),
     /// The container whose hooks have run.
@@ -120,17 +123,13 @@ impl RunDir {
         self.record(&Resource::PoststopRan(container.into()))
     }
 
+    /// The state file by itself.
+    pub fn state_file(&self) -> StateFile {
+        StateFile(self.path.join("state"))
+    }
+
     fn record(&self, resource: &Resource) -> Result<(), Error> {
-        let path = self.path.join("state");
-        let mut line = serde_json::to_vec(resource).context(|| "cannot write state".to_owned())?;
-        line.push(b'\n');
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| file.write_all(&line))
-            .context(|| format!("cannot write {}", path.display()))
+        self.state_file().record(resource)
     }
 
     /// Removes the directory and reports what could not be removed.
@@ -145,6 +144,29 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         // `delete` repeats this and reports.
         let _ = remove(&self.path);
+    }
+}
+
+/// Where the resources of a living pod are noted.
+#[derive(Debug)]
+pub struct StateFile(PathBuf);
+
+impl StateFile {
+    /// Notes an interface that is about to be joined to the VM.
+    pub fn record_redirect(&self, redirected: Redirected) -> Result<(), Error> {
+        self.record(&Resource::Redirect(redirected))
+    }
+
+    fn record(&self, resource: &Resource) -> Result<(), Error> {
+        let mut line = serde_json::to_vec(resource).context(|| "cannot write state".to_owned())?;
+        line.push(b'\n');
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&self.0)
+            .and_then(|mut file| file.write_all(&line))
+            .context(|| format!("cannot write {}", self.0.display()))
     }
 }
 
@@ -194,6 +216,9 @@ pub fn clean(root: &Path, namespace: &str, pod: &str) -> Result<(), Error> {
             Resource::Mount(target) => {
                 errors.extend(unmount_all(target).err().map(|error| error.message));
             }
+            Resource::Redirect(redirected) => {
+                errors.extend(network::undo(redirected).err().map(|error| error.message));
+            }
             Resource::Poststop(_) | Resource::PoststopRan(_) => {}
         }
     }
@@ -215,7 +240,8 @@ fn due(resources: &[Resource]) -> Vec<&Poststop> {
             Resource::PoststopRan(container) => {
                 due.retain(|poststop| poststop.container() != container);
             }
-            Resource::Vmm(_) | Resource::Cgroup(_) | Resource::Mount(_) => {}
+            Resource::Vmm(_) | Resource::Cgroup(_) | Resource::Mount(_) | Resource::Redirect(_) => {
+            }
         }
     }
     due

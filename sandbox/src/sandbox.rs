@@ -20,7 +20,7 @@ use crate::clock;
 use crate::error::{Code, Error, IoContext};
 use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
-use crate::netns::Network;
+use crate::network::{Namespace, Netns, Network, PodNetwork};
 use crate::run_dir::{METRICS_SOCKET, RunDir};
 use crate::share::{Share, SharedContainer};
 use crate::spec::BindSource;
@@ -30,7 +30,8 @@ use crate::{Assets, PodSettings};
 
 /// The guest kernel's command line. Nothing of a pod is in it, so that one booted VM can
 /// become any pod.
-const CMDLINE: &str = "console=hvc0 quiet panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
+const CMDLINE: &str = "console=hvc0 quiet panic=-1 tsc=reliable no_timer_check swiotlb=noforce \
+                       dummy.numdummies=0";
 
 /// The device that VMs are made with.
 pub const KVM: &str = "/dev/kvm";
@@ -111,6 +112,8 @@ pub struct Sandbox {
     metrics_socket: PathBuf,
     agent: Agent,
     streams: Streams,
+    /// None if it has only what the guest makes itself.
+    network: Option<Arc<PodNetwork>>,
     /// Fields of it are dropped in order: mounts before the directory below which they are.
     files: Mutex<Option<Files>>,
 }
@@ -162,7 +165,8 @@ impl Sandbox {
         let streams = Streams::default();
         let control = streams.expect_on(CONTROL_PORT);
         let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
-        let vm = Vm::start(&assets.vmm, netns, config, &files, log, streams.clone())?;
+        let to_guest = streams.clone();
+        let vm = Vm::start(&assets.vmm, netns.clone(), config, &files, log, to_guest)?;
         if let Err(error) = run.record_vmm(vm.process()) {
             vm.kill("its state could not be written");
             return Err(error);
@@ -182,8 +186,19 @@ impl Sandbox {
             },
         );
         tokio::spawn(clock::keep(agent.clone()));
+        let namespace = match netns {
+            Netns::Host => None,
+            Netns::Open(namespace) => Some(namespace),
+            // One that has ended already has none, and its end is told to whoever asks more.
+            Netns::New => Namespace::of(vm.process().pid).ok(),
+        };
+        let network = namespace.map(|namespace| {
+            let (vm, agent, vcpus) = (vm.clone(), agent.clone(), size.vcpus);
+            PodNetwork::new(namespace, vcpus, vm, agent, run.state_file()).map(Arc::new)
+        });
+        let network = network.transpose().inspect_err(|error| vm.kill(&error.message))?;
         let files = Mutex::new(Some(Files { share, cgroup, run }));
-        Ok((Sandbox { vm, metrics_socket, agent, streams, files }, events))
+        Ok((Sandbox { vm, metrics_socket, agent, streams, network, files }, events))
     }
 
     /// The VM's process on the host: alive while the pod is, and in its network namespace.
@@ -237,10 +252,18 @@ impl Sandbox {
     pub async fn stop(&self, cause: &str) -> Result<(), Error> {
         self.vm.kill(cause);
         self.vm.ended().await;
+        if let Some(network) = &self.network {
+            network.leave().await;
+        }
         let Some(Files { share, cgroup, run }) = self.files().take() else { return Ok(()) };
         drop(share);
         let left = cgroup.remove();
         run.remove().and(left)
+    }
+
+    /// The pod's network; none if the pod is to use the host's, which a guest cannot.
+    pub fn network(&self) -> Option<&Arc<PodNetwork>> {
+        self.network.as_ref()
     }
 
     /// Mounts a root file system on the directory `target`, one mount over the other.

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::hooks::{Hooks, HostHooks};
-use crate::netns::Network;
+use crate::network::Network;
 use crate::size::Limits;
 use devices::Device;
 
@@ -243,6 +243,16 @@ impl Spec {
     /// `process.oomScoreAdj`: how readily the host's OOM killer takes the pod.
     pub fn oom_score_adj(&self) -> Option<i64> {
         self.process.as_ref()?.get("oomScoreAdj")?.as_i64()
+    }
+
+    /// Has the container use the guest's network, which is that of the pod's namespace, also
+    /// if the spec wants a new one: for a pod's own container that is the new one. Not with a
+    /// user namespace, which has to own the network for /sys to be mounted.
+    pub fn use_guest_network(&mut self) {
+        let Some(linux) = &mut self.linux else { return };
+        if !linux.namespaces.iter().any(|namespace| namespace.kind == "user") {
+            linux.namespaces.retain(|namespace| namespace.kind != "network");
+        }
     }
 
     /// The hooks that run on the host.

@@ -8,6 +8,7 @@
 //! signal follows the thread that started the process, so [`Vm::start`] has to be called on
 //! a thread that lives as long as the VM: the main thread.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,14 +17,15 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use husk_vmm::config::VmConfig;
-use husk_vmm::control::{self, Event, Packets};
+use husk_vmm::config::{Plug, VmConfig};
+use husk_vmm::control::{self, Event, FdIndex, Packets};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::{self, Receiver, Sender};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, IoContext};
-use crate::netns::Netns;
+use crate::network::Netns;
 use crate::process::{Pidfd, ProcessId};
 use crate::reactor;
 use crate::run_dir::console_tail;
@@ -35,6 +37,9 @@ const CONTROL_FD: RawFd = 3;
 
 /// How much of the console is kept with the reason of the VM's end, in bytes.
 const CONSOLE_TAIL: u64 = 4096;
+
+/// Commands that wait for the supervisor to send them.
+const MAX_QUEUED: usize = 16;
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,22 @@ pub struct Vm {
     /// Why we killed it, where we did.
     cause: Sender<Option<String>>,
     oom_score_adj: Arc<Mutex<OomScoreAdj>>,
+    orders: mpsc::Sender<Order>,
+}
+
+/// A change of the running VM's devices.
+#[derive(Debug)]
+enum Change {
+    /// The device's files, by their index.
+    Plug(Plug<FdIndex>, Vec<OwnedFd>),
+    Unplug(u8),
+}
+
+/// A change on its way, and where its answer goes: the slot.
+#[derive(Debug)]
+struct Order {
+    change: Change,
+    answer: oneshot::Sender<Result<u8, Error>>,
 }
 
 /// The file of that name of husk-vmm, and what was last written to it.
@@ -99,6 +120,7 @@ impl Vm {
         let sent = Packets(ours.as_fd()).send(&control::Command::Boot(config), files);
         let (state_sender, state) = watch::channel(State::default());
         let (cause, cause_receiver) = watch::channel(None);
+        let (orders, order_receiver) = mpsc::channel(MAX_QUEUED);
         let supervisor = Supervisor {
             control: reactor::watch(ours, Interest::READABLE)
                 .context(|| "cannot watch the control socket".to_owned())?,
@@ -111,10 +133,12 @@ impl Vm {
             streams,
             state: state_sender,
             cause: cause_receiver,
+            orders: order_receiver,
+            ordered: Ordered::default(),
         };
         tokio::spawn(supervisor.run());
         let oom_score_adj = Arc::new(Mutex::new(OomScoreAdj(oom_score_adj, None)));
-        let vm = Vm { process, pidfd, state, cause, oom_score_adj };
+        let vm = Vm { process, pidfd, state, cause, oom_score_adj, orders };
         match sent {
             Err(error)
                 if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
@@ -158,6 +182,26 @@ impl Vm {
         let _ = self.pidfd.signal(libc::SIGKILL);
     }
 
+    /// Puts a device on the bus of the running VM; its slot. The guest finds it when it looks.
+    pub async fn plug(&self, device: Plug<FdIndex>, files: Vec<OwnedFd>) -> Result<u8, Error> {
+        self.order(Change::Plug(device, files)).await
+    }
+
+    /// Takes a device away that the guest has let go of.
+    pub async fn unplug(&self, slot: u8) -> Result<(), Error> {
+        self.order(Change::Unplug(slot)).await.map(drop)
+    }
+
+    async fn order(&self, change: Change) -> Result<u8, Error> {
+        let (answer, answered) = oneshot::channel();
+        if self.orders.send(Order { change, answer }).await.is_ok()
+            && let Ok(answer) = answered.await
+        {
+            return answer;
+        }
+        Err(Error::unavailable(self.ended().await.reason.clone()))
+    }
+
     /// Waits until the VM's process is gone and reaped.
     pub async fn ended(&self) -> Arc<Ended> {
         let mut state = self.state.clone();
@@ -181,6 +225,42 @@ struct Supervisor {
     streams: Streams,
     state: Sender<State>,
     cause: Receiver<Option<String>>,
+    orders: mpsc::Receiver<Order>,
+    ordered: Ordered,
+}
+
+/// Orders that husk-vmm has been sent, by id, and the next one's id.
+#[derive(Debug, Default)]
+struct Ordered {
+    next: u64,
+    waiting: HashMap<u64, oneshot::Sender<Result<u8, Error>>>,
+}
+
+impl Ordered {
+    /// Sends an order. An error is the answer.
+    fn send(&mut self, socket: &OwnedFd, order: Order) {
+        let id = self.next;
+        self.next += 1;
+        let (command, files) = match order.change {
+            Change::Plug(device, files) => (control::Command::Plug { id, device }, files),
+            Change::Unplug(slot) => (control::Command::Unplug { id, slot }, Vec::new()),
+        };
+        let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        match Packets(socket.as_fd()).send(&command, &files) {
+            Ok(()) => drop(self.waiting.insert(id, order.answer)),
+            Err(error) => {
+                let why = format!("husk-vmm does not take a command: {error}");
+                let _ = order.answer.send(Err(Error::unavailable(why)));
+            }
+        }
+    }
+
+    /// Hands an answer to whoever waits for it.
+    fn answer(&mut self, id: u64, answer: Result<u8, Error>) {
+        if let Some(waiting) = self.waiting.remove(&id) {
+            let _ = waiting.send(answer);
+        }
+    }
 }
 
 impl Supervisor {
@@ -190,29 +270,30 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 ready = self.control.readable() => {
-                    let open = match ready {
+                    let received = match ready {
                         Ok(mut ready) => match receive(ready.get_inner()) {
-                            Received::Event(event, fds) => {
-                                take(&self.state, &self.streams, event, fds, &mut last_words);
-                                true
-                            }
-                            Received::Nothing => { ready.clear_ready(); true }
-                            Received::Closed => false,
+                            Received::Nothing => { ready.clear_ready(); continue }
+                            received => received,
                         },
-                        Err(_) => false,
+                        Err(_) => Received::Closed,
                     };
-                    if !open {
+                    if let Received::Event(event, fds) = received {
+                        self.take(event, fds, &mut last_words);
+                    } else {
                         // It says nothing more; whatever it does, it is of no use now.
                         let _ = self.pidfd.signal(libc::SIGKILL);
                         let _ = self.exited.readable().await;
                         break self.child.wait();
                     }
                 }
+                Some(order) = self.orders.recv() => {
+                    self.ordered.send(self.control.get_ref(), order);
+                }
                 () = self.stderr.read() => {}
                 _ = self.exited.readable() => {
                     // All that it said before it went is still in the socket.
                     while let Received::Event(event, fds) = receive(self.control.get_ref()) {
-                        take(&self.state, &self.streams, event, fds, &mut last_words);
+                        self.take(event, fds, &mut last_words);
                     }
                     break self.child.wait();
                 }
@@ -223,6 +304,26 @@ impl Supervisor {
         let ended = Ended { reason, console: console_tail(&mut self.console, CONSOLE_TAIL) };
         self.streams.close(&ended.reason);
         self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
+    }
+
+    fn take(&mut self, event: Event, fds: Vec<OwnedFd>, last_words: &mut Option<String>) {
+        match event {
+            Event::Running { started_ns, running_ns } => {
+                self.state.send_modify(|state| state.running = Some((started_ns, running_ns)));
+            }
+            Event::Connect { port } => {
+                if let Some(stream) = fds.into_iter().next() {
+                    self.streams.deliver(port, stream);
+                }
+            }
+            Event::Plugged { id, slot } => self.ordered.answer(id, Ok(slot)),
+            Event::Unplugged { id } => self.ordered.answer(id, Ok(0)),
+            Event::NotPlugged { id, error } | Event::NotUnplugged { id, error } => {
+                self.ordered.answer(id, Err(Error::internal(error)));
+            }
+            Event::Exited(reason) => *last_words = Some(reason.to_string()),
+            Event::Failed(text) => *last_words = Some(text),
+        }
     }
 }
 
@@ -245,32 +346,6 @@ fn receive(socket: &OwnedFd) -> Received {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Nothing,
         Ok(None) | Err(_) => Received::Closed,
-    }
-}
-
-fn take(
-    state: &Sender<State>,
-    streams: &Streams,
-    event: Event,
-    fds: Vec<OwnedFd>,
-    last_words: &mut Option<String>,
-) {
-    match event {
-        Event::Running { started_ns, running_ns } => {
-            state.send_modify(|state| state.running = Some((started_ns, running_ns)));
-        }
-        Event::Connect { port } => {
-            if let Some(stream) = fds.into_iter().next() {
-                streams.deliver(port, stream);
-            }
-        }
-        Event::Exited(reason) => *last_words = Some(reason.to_string()),
-        Event::Failed(text) => *last_words = Some(text),
-        // Answers to commands that nobody sends yet.
-        Event::Plugged { .. }
-        | Event::NotPlugged { .. }
-        | Event::Unplugged { .. }
-        | Event::NotUnplugged { .. } => {}
     }
 }
 

@@ -4,6 +4,9 @@
 //! the control socket and plays the guest's agent, so the host's whole side runs without
 //! KVM. Needs root, for mounts; does nothing without.
 
+#[path = "fake_vmm/network.rs"]
+mod network;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -39,6 +42,9 @@ fn main() -> ExitCode {
         a_monitor_that_cannot_run_is_reported().await;
         a_missing_kvm_leaves_nothing().await;
         a_crash_is_cleaned_up().await;
+        network::a_network_is_joined_followed_and_left().await;
+        network::a_crash_leaves_no_redirection().await;
+        network::a_host_network_is_none().await;
     });
     println!("all passed");
     ExitCode::SUCCESS
@@ -264,7 +270,10 @@ fn monitor() -> ExitCode {
     control.send(&Event::Connect { port: 99 }, &[far.as_fd()]).expect("send");
     drop(far);
     assert_eq!((&near).read(&mut [0]).expect("closed"), 0);
-    let mut agent = connect(&control, CONTROL_PORT);
+    // It lives as long as this process.
+    let control: &'static Packets<OwnedFd> = Box::leak(Box::new(control));
+    std::thread::spawn(|| network::serve(control));
+    let mut agent = connect(control, CONTROL_PORT);
     send(
         &mut agent,
         0,
@@ -293,7 +302,7 @@ fn monitor() -> ExitCode {
                     let path = format!("{share}/{}/{file}", create.container);
                     seen += &format!(" {}", fs::read_to_string(path).expect("shared"));
                 }
-                let mut stdout = connect(&control, create.stdio.stdout_port);
+                let mut stdout = connect(control, create.stdio.stdout_port);
                 stdout.write_all(seen.as_bytes()).expect("stdout");
                 answer(&mut agent, frame.id, process());
             }
@@ -305,6 +314,12 @@ fn monitor() -> ExitCode {
                 send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));
             }
             Verb::Signal(_) => {}
+            Verb::SetNetwork(told) => {
+                answer(&mut agent, frame.id, response::Result::Done(guest::Done::new()));
+                let line = guest::Log { message: network::describe(&told), ..Default::default() };
+                let kind = Some(guest::event::Kind::Log(line));
+                send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));
+            }
             _ => {
                 let error = guest::Error {
                     code: guest::error::Code::UNIMPLEMENTED.into(),

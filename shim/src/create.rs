@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use husk_sandbox::mount::{Mount, Mounted};
-use husk_sandbox::{Code, Error, IoContext, Sandbox, SharedContainer, Spec, guest_share};
+use husk_sandbox::{
+    Code, Error, IoContext, PodNetwork, Sandbox, SharedContainer, Spec, guest_share,
+};
 use tokio::sync::oneshot;
 
 use crate::address::read_config;
@@ -93,7 +95,7 @@ async fn fill(
     pod: &Pod,
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
-    spec: Spec,
+    mut spec: Spec,
     request: &CreateTaskRequest,
 ) -> Result<(), Error> {
     let rootfs = match request.rootfs.is_empty() {
@@ -102,6 +104,12 @@ async fn fill(
     };
     if let Some(wanted) = spec.oom_score_adj() {
         sandbox.raise_oom_score_adj(wanted)?;
+    }
+    // Devices are plugged while the VM boots.
+    let network = pod_network(pod, sandbox, container);
+    let joining = network.map(PodNetwork::update);
+    if container.id == pod.id {
+        spec.use_guest_network();
     }
     let console_size = spec.console_size();
     let share = guest_share(&container.id);
@@ -133,9 +141,23 @@ async fn fill(
         terminal.size = inner.init.size.take().or(console_size);
     }
     run_hooks(sandbox, container).await?;
+    if let (Some(network), Some(joining)) = (network, joining) {
+        joining.await?;
+        // Hooks may have set more of it up.
+        network.update().await?;
+    }
     let guest_pid = sandbox.create(&container.id, guest.json, terminal).await?;
     container.inner().init.guest_pid = Some(guest_pid);
     container.apply("", Input::Made)
+}
+
+/// The pod's network, if the container is the pod's own: what others find is there already.
+pub fn pod_network<'a>(
+    pod: &Pod,
+    sandbox: &'a Sandbox,
+    container: &Container,
+) -> Option<&'a Arc<PodNetwork>> {
+    sandbox.network().filter(|_| container.id == pod.id)
 }
 
 /// Runs the hooks that come before the guest makes the container, while it still boots. From

@@ -9,6 +9,7 @@ use containerd_shim_protos::events::task as message;
 use husk_sandbox::{Code, Error, Exec as GuestExec, GuestProcess, Sandbox};
 
 use crate::container::{Container, Exec};
+use crate::create::pod_network;
 use crate::events::Event;
 use crate::io::{Io, Owner, Stdio};
 use crate::log;
@@ -55,7 +56,7 @@ pub async fn start(pod: &Pod, container: &Arc<Container>, exec: &str) -> Result<
     let sandbox = pod.sandbox()?;
     let started = if exec.is_empty() {
         container.phases.reach("start_received");
-        start_init(&sandbox, container).await
+        start_init(pod, &sandbox, container).await
     } else {
         start_exec(pod, &sandbox, container, exec).await
     };
@@ -84,7 +85,11 @@ pub async fn start(pod: &Pod, container: &Arc<Container>, exec: &str) -> Result<
     }
 }
 
-async fn start_init(sandbox: &Sandbox, container: &Arc<Container>) -> Result<u32, Error> {
+async fn start_init(
+    pod: &Pod,
+    sandbox: &Sandbox,
+    container: &Arc<Container>,
+) -> Result<u32, Error> {
     container.apply("", Input::Start)?;
     let started = Starting { container, exec: "", armed: true };
     let size = {
@@ -97,6 +102,10 @@ async fn start_init(sandbox: &Sandbox, container: &Arc<Container>) -> Result<u32
     if let Some(size) = size {
         // The terminal is there since the create; what is wrong with it, the start tells.
         let _ = sandbox.resize(&container.id, "", size).await;
+    }
+    if let Some(network) = pod_network(pod, sandbox, container) {
+        // Some clients set it up between create and start.
+        network.update().await?;
     }
     let guest_pid = sandbox.start(&container.id).await?;
     started.disarm();

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
 use husk_sandbox::{
-    Code, Config, Error, KVM, Launch, Sandbox, Signal, Spec, clip, clock, host_capacity,
-    run_dir::RUN_ROOT,
+    Code, Config, Error, KVM, Launch, PodNetwork, Sandbox, Signal, Spec, clip, clock,
+    host_capacity, run_dir::RUN_ROOT,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +23,9 @@ use crate::{log, prometheus};
 
 /// Longest line of the guest that is logged, in bytes.
 const MAX_GUEST_LINE: usize = 1024;
+
+/// How long a pod's network is left alone when it could not be followed.
+const NETWORK_PAUSE: Duration = Duration::from_secs(30);
 
 /// The pod.
 #[derive(Debug)]
@@ -127,6 +131,15 @@ impl Pod {
         *sandbox = Some(launched.clone());
         prometheus::start(self.clone(), &launched.metrics_socket());
         tokio::spawn(follow(self.clone(), launched.clone(), events));
+        match launched.network() {
+            Some(network) => {
+                tokio::spawn(follow_network(launched.clone(), network.clone()));
+            }
+            None => log::warn(&format!(
+                "pod {} is to use the host's network, which a VM cannot: it has loopback only",
+                self.id
+            )),
+        }
         Ok((launched, true))
     }
 
@@ -238,6 +251,23 @@ async fn follow(pod: Arc<Pod>, sandbox: Arc<Sandbox>, mut events: mpsc::Receiver
     let exit = Exit { status: LOST_STATUS, at: clock::realtime() };
     for container in containers {
         container.lost(exit);
+    }
+}
+
+/// Brings what changes in the pod's network namespace into the guest until that is gone.
+async fn follow_network(sandbox: Arc<Sandbox>, network: Arc<PodNetwork>) {
+    loop {
+        tokio::select! {
+            _ = sandbox.ended() => return,
+            () = network.changed() => {}
+        }
+        if let Err(error) = network.update().await
+            && !sandbox.has_ended()
+        {
+            log::warn(&format!("the pod's network has changed: {error}"));
+            // What was tried and undone is a change, too.
+            let _ = tokio::time::timeout(NETWORK_PAUSE, sandbox.ended()).await;
+        }
     }
 }
 

@@ -300,3 +300,17 @@ fn what_a_pod_has_to_itself_is_shared_as_such() {
         ]
     );
 }
+
+#[test]
+fn the_guests_network_takes_the_place_of_a_new_one() {
+    let left = |kinds: &[&str]| {
+        let list: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+        let json = json!({"linux": {"namespaces": list}}).to_string();
+        let mut spec = Spec::parse(json.as_bytes()).expect("spec");
+        spec.use_guest_network();
+        let linux = spec.linux.expect("linux");
+        linux.namespaces.into_iter().map(|namespace| namespace.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&["pid", "network", "mount"]), ["pid", "mount"]);
+    assert_eq!(left(&["user", "network"]), ["user", "network"], "/sys needs an owner");
+}
