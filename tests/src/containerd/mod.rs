@@ -18,6 +18,7 @@ pub mod events;
 pub mod fifos;
 pub mod leftovers;
 pub mod logger;
+pub mod network;
 pub mod process;
 mod report;
 pub mod shim;

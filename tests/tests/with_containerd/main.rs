@@ -23,6 +23,7 @@ mod logs;
 mod memory;
 mod metrics;
 mod mounts;
+mod network;
 mod pause;
 mod process;
 mod protocol;
