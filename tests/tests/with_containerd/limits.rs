@@ -8,7 +8,7 @@ use std::process::Command;
 
 use husk_tests::containerd::config::{Check, Config};
 use husk_tests::containerd::events::{Events, topics};
-use husk_tests::containerd::{CD_CGROUP, CGROUP, IMAGE, case};
+use husk_tests::containerd::{CD_CGROUP, CGROUP, IMAGE, Lab, case, husk_case};
 use serde_json::{Value, json};
 
 #[test]
@@ -82,15 +82,18 @@ fn text(path: &Path, create: bool) -> String {
     path.to_str().expect("UTF-8").to_owned()
 }
 
+/// A container that sees its cgroup.
+fn in_its_cgroup(lab: &Lab) -> Config {
+    let cgroup = json!([{
+        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"],
+    }]);
+    Config::new(lab).add("/linux/namespaces", json!([{"type": "cgroup"}])).add("/mounts", cgroup)
+}
+
 #[test]
 fn every_limit() {
     case("all resources are in the container's cgroup", |lab| {
-        let cgroup = json!([{
-            "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"],
-        }]);
-        let mut config = Config::new(lab)
-            .add("/linux/namespaces", json!([{"type": "cgroup"}]))
-            .add("/mounts", cgroup)
+        let mut config = in_its_cgroup(lab)
             .set(
                 "/linux/resources/memory",
                 json!({
@@ -165,5 +168,14 @@ fn every_limit() {
             .map(|(what, script, expected)| (*what, script.as_str(), *expected))
             .collect();
         config.check(lab, "limited", &checks).finish();
+    });
+}
+
+#[test]
+fn idle() {
+    husk_case("cpu.idle: a container that runs when nothing else does", |lab| {
+        let config = in_its_cgroup(lab).set("/linux/resources/cpu", json!({"idle": 1}));
+        let check = ("cpu: idle", "cd /sys/fs/cgroup; cat cpu.idle cpu.weight", "1 0");
+        config.check(lab, "patient", &[check]).finish();
     });
 }
