@@ -89,12 +89,12 @@ fn devices() {
 #[test]
 fn options() {
     husk_case(
-        "a configuration file that is missing is refused, options of others are not",
+        "a configuration file that is missing or none is refused, options of others are not",
         |lab| {
             let missing = ["--runtime-config-path", "/nowhere/husk.toml"];
             lab.run(&missing, "configured", &["true"]).failed_with("/nowhere/husk.toml");
-            let there = ["--runtime-config-path", "/etc/passwd"];
-            lab.run(&there, "configured", &["echo", "ran"]).ended(0);
+            let another = ["--runtime-config-path", "/etc/passwd"];
+            lab.run(&another, "configured", &["true"]).failed_with("cannot use /etc/passwd");
             // containerd.runc.v1.Options.
             let other = ["--runc-root", "/nowhere"];
             lab.run(&other, "configured", &["echo", "ran"]).ended(0);

@@ -219,6 +219,8 @@ fn longest_names() {
             assert_eq!(bundle.wait("").expect("Wait").exit_status, 3);
             bundle.delete("").expect("Delete");
             bundle.end_shim();
+            // What is above a container's cgroup stays, as with every runtime.
+            fs::remove_dir(Path::new("/sys/fs/cgroup").join(namespace)).expect("empty");
         },
     );
 }
