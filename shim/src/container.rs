@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -44,6 +44,8 @@ pub struct Container {
     /// Its root file system, as containerd wants it mounted.
     pub mounts: Vec<Mount>,
     pub phases: Phases,
+    /// Held by the thread that mounts for it.
+    pub mounting: Arc<tokio::sync::Mutex<()>>,
     events: Events,
     inner: Mutex<Inner>,
 }
@@ -104,6 +106,7 @@ impl Container {
             hooks,
             mounts: request.rootfs.clone(),
             phases: Phases::default(),
+            mounting: Arc::default(),
             events,
             inner: Mutex::new(Inner {
                 init: Process::new(State::Creating(None), stdio),

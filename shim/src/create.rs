@@ -126,7 +126,7 @@ async fn fill(
     let stdio = container.inner().init.stdio.clone();
     let owner = Owner { container: &container.id, namespace: &pod.namespace };
     let (mounted, opened) = tokio::join!(
-        mount(sandbox.clone(), container.id.clone(), mounts, rootfs, guest.binds.clone()),
+        mount(sandbox.clone(), container.clone(), mounts, rootfs, guest.binds.clone()),
         Io::open(&stdio, owner, || sandbox.expect_stream()),
     );
     let (mut io, mut terminal) = opened?;
@@ -173,20 +173,28 @@ async fn run_hooks(sandbox: &Sandbox, container: &Container) -> Result<(), Error
 /// The slow calls, on a thread of their own.
 async fn mount(
     sandbox: Arc<Sandbox>,
-    container: String,
+    container: Arc<Container>,
     mounts: Vec<Mount>,
     rootfs: PathBuf,
     binds: Vec<husk_sandbox::BindSource>,
 ) -> Result<(Option<Mounted>, SharedContainer), Error> {
+    let turn = container.mounting.clone().lock_owned().await;
     let work = move || {
-        let mounted = match mounts.is_empty() {
-            true => None,
-            false => Some(mount_rootfs(&sandbox, &mounts, &rootfs)?),
+        let make = || {
+            let mounted = match mounts.is_empty() {
+                true => None,
+                false => Some(mount_rootfs(&sandbox, &mounts, &rootfs)?),
+            };
+            let shared = sandbox.share_container(&container.id, &rootfs, &binds)?;
+            Ok((mounted, shared))
         };
-        let shared = sandbox.share_container(&container, &rootfs, &binds)?;
-        Ok((mounted, shared))
+        // In this order: if nobody waits for them any more, what was made is undone first.
+        (make(), turn)
     };
-    tokio::task::spawn_blocking(work).await.context(|| "the mounting thread died".to_owned())?
+    let (made, _turn) = tokio::task::spawn_blocking(work)
+        .await
+        .context(|| "the mounting thread died".to_owned())?;
+    made
 }
 
 fn mount_rootfs(sandbox: &Sandbox, mounts: &[Mount], target: &Path) -> Result<Mounted, Error> {
@@ -224,6 +232,9 @@ async fn roll_back(pod: &Pod, container: &Container) {
         sandbox.ended().await;
     }
     drop(undone);
+    // A create that was given up may still be mounting, and undoes it by itself. Until then the
+    // container's name is taken.
+    drop(container.mounting.lock().await);
     remove::poststop(sandbox.as_deref(), container).await;
     if let (Some(sandbox), true) = (&sandbox, own)
         && let Err(error) = sandbox.stop("its container could not be created").await
