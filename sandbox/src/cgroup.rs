@@ -24,7 +24,7 @@ const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// How long a cgroup may take to lose processes that have been killed.
 const EMPTY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Directories of one cgroup; dropping it takes what is left in there out and removes them.
+/// Where a cgroup is on this host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Places {
     /// One for version 2; one for each hierarchy of version 1.
