@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Err(message) => return refuse(&message),
     };
     raise_descriptor_limit();
+    grow_descriptor_table();
     match arguments {
         alone::Arguments::Print(text) => {
             print!("{text}");
@@ -42,6 +43,20 @@ fn raise_descriptor_limit() {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Makes room for the descriptors of a usual guest while there is one thread only. With
+/// more, the kernel waits for an RCU grace period, some 10 ms, each time the table is doubled.
+fn grow_descriptor_table() {
+    const ROOM: libc::c_int = 1023;
+    // SAFETY: neither call touches memory. A lower limit on descriptors makes the first fail,
+    // and then the table grows when it has to.
+    unsafe {
+        let highest = libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, ROOM);
+        if highest >= 0 {
+            libc::close(highest);
         }
     }
 }
