@@ -16,6 +16,7 @@ use std::time::Duration;
 use containerd_shim_protos::shim_async::create_task;
 use husk_sandbox::clock;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::unistd::close;
 use tokio::sync::{Notify, watch};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -36,12 +37,20 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// containerd gives Shutdown 3 s.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
+/// How many descriptors a usual pod's daemon has at most.
+const DESCRIPTORS: i32 = 512;
+
 pub fn run(args: &Args) -> Result<(), String> {
     // SAFETY: `start` has put the listening socket there, and nobody else owns it.
     let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
     // Hooks and logging programs do not inherit it.
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
         .map_err(|error| format!("the socket: {error}"))?;
+    // As husk-vmm does: with several threads each doubling of the table of descriptors costs
+    // an RCU grace period. A lower limit makes it fail, and then the table grows later.
+    if let Ok(highest) = fcntl(&listener, FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTORS - 1)) {
+        let _ = close(highest);
+    }
     let path = listener
         .local_addr()
         .ok()
