@@ -12,6 +12,7 @@ use std::time::Duration;
 use husk_protocol::agent::{self as guest, Event, Setup, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, SHARE_PATH, SHARE_TAG};
 use husk_vmm::config::{self, Console, VmConfig};
+use husk_vmm::control::DeviceCounters;
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, done, unexpected};
@@ -259,6 +260,11 @@ impl Sandbox {
         drop(share);
         let left = cgroup.remove();
         run.remove().and(left)
+    }
+
+    /// What the VM's devices have done so far.
+    pub async fn device_counters(&self) -> Result<Vec<DeviceCounters>, Error> {
+        self.vm.counters().await
     }
 
     /// The pod's network; none if the pod is to use the host's, which a guest cannot.

@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use husk_vmm::config::{Plug, VmConfig};
-use husk_vmm::control::{self, Event, FdIndex, Packets};
+use husk_vmm::control::{self, DeviceCounters, Event, FdIndex, Packets};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::{self, Receiver, Sender};
@@ -71,19 +71,28 @@ pub struct Vm {
     orders: mpsc::Sender<Order>,
 }
 
-/// A change of the running VM's devices.
+/// What husk-vmm is asked to do with the running VM's devices.
 #[derive(Debug)]
 enum Change {
     /// The device's files, by their index.
     Plug(Plug<FdIndex>, Vec<OwnedFd>),
     Unplug(u8),
+    Counters,
 }
 
-/// A change on its way, and where its answer goes: the slot.
+/// What husk-vmm says to an order.
+#[derive(Debug)]
+enum Answer {
+    Done,
+    Slot(u8),
+    Counters(Vec<DeviceCounters>),
+}
+
+/// A change on its way, and where its answer goes.
 #[derive(Debug)]
 struct Order {
     change: Change,
-    answer: oneshot::Sender<Result<u8, Error>>,
+    answer: oneshot::Sender<Result<Answer, Error>>,
 }
 
 /// The file of that name of husk-vmm, and what was last written to it.
@@ -184,7 +193,10 @@ impl Vm {
 
     /// Puts a device on the bus of the running VM; its slot. The guest finds it when it looks.
     pub async fn plug(&self, device: Plug<FdIndex>, files: Vec<OwnedFd>) -> Result<u8, Error> {
-        self.order(Change::Plug(device, files)).await
+        match self.order(Change::Plug(device, files)).await? {
+            Answer::Slot(slot) => Ok(slot),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Takes a device away that the guest has let go of.
@@ -192,7 +204,15 @@ impl Vm {
         self.order(Change::Unplug(slot)).await.map(drop)
     }
 
-    async fn order(&self, change: Change) -> Result<u8, Error> {
+    /// What the devices have done so far.
+    pub async fn counters(&self) -> Result<Vec<DeviceCounters>, Error> {
+        match self.order(Change::Counters).await? {
+            Answer::Counters(devices) => Ok(devices),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn order(&self, change: Change) -> Result<Answer, Error> {
         let (answer, answered) = oneshot::channel();
         if self.orders.send(Order { change, answer }).await.is_ok()
             && let Ok(answer) = answered.await
@@ -233,7 +253,7 @@ struct Supervisor {
 #[derive(Debug, Default)]
 struct Ordered {
     next: u64,
-    waiting: HashMap<u64, oneshot::Sender<Result<u8, Error>>>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Answer, Error>>>,
 }
 
 impl Ordered {
@@ -244,6 +264,7 @@ impl Ordered {
         let (command, files) = match order.change {
             Change::Plug(device, files) => (control::Command::Plug { id, device }, files),
             Change::Unplug(slot) => (control::Command::Unplug { id, slot }, Vec::new()),
+            Change::Counters => (control::Command::Counters { id }, Vec::new()),
         };
         let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         match Packets(socket.as_fd()).send(&command, &files) {
@@ -256,7 +277,7 @@ impl Ordered {
     }
 
     /// Hands an answer to whoever waits for it.
-    fn answer(&mut self, id: u64, answer: Result<u8, Error>) {
+    fn answer(&mut self, id: u64, answer: Result<Answer, Error>) {
         if let Some(waiting) = self.waiting.remove(&id) {
             let _ = waiting.send(answer);
         }
@@ -316,8 +337,11 @@ impl Supervisor {
                     self.streams.deliver(port, stream);
                 }
             }
-            Event::Plugged { id, slot } => self.ordered.answer(id, Ok(slot)),
-            Event::Unplugged { id } => self.ordered.answer(id, Ok(0)),
+            Event::Plugged { id, slot } => self.ordered.answer(id, Ok(Answer::Slot(slot))),
+            Event::Unplugged { id } => self.ordered.answer(id, Ok(Answer::Done)),
+            Event::Counters { id, devices } => {
+                self.ordered.answer(id, Ok(Answer::Counters(devices)));
+            }
             Event::NotPlugged { id, error } | Event::NotUnplugged { id, error } => {
                 self.ordered.answer(id, Err(Error::internal(error)));
             }
@@ -325,6 +349,10 @@ impl Supervisor {
             Event::Failed(text) => *last_words = Some(text),
         }
     }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::internal(format!("husk-vmm answered something else than it was asked: {answer:?}"))
 }
 
 impl Drop for Supervisor {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_sandbox::Milestones;
+use husk_sandbox::{DeviceCounters, Milestones};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -22,6 +22,9 @@ const MAX_REQUEST: usize = 8192;
 
 /// How long a client may take.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long husk-vmm may take to answer.
+const VMM_LIMIT: Duration = Duration::from_secs(2);
 
 /// Clients at once; the others wait.
 const MAX_CLIENTS: usize = 4;
@@ -54,7 +57,7 @@ async fn answer(pod: &Pod, mut client: UnixStream) -> std::io::Result<()> {
             return Ok(());
         }
     }
-    let body = text(&Figures::of(pod));
+    let body = text(&Figures::of(pod).await);
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",
@@ -75,6 +78,7 @@ struct Figures {
     ooms: u64,
     phases: Vec<(&'static str, u64)>,
     processes: Vec<(&'static str, Usage)>,
+    devices: Vec<DeviceCounters>,
 }
 
 /// What a process of the host has used.
@@ -85,11 +89,19 @@ struct Usage {
 }
 
 impl Figures {
-    fn of(pod: &Pod) -> Figures {
+    async fn of(pod: &Pod) -> Figures {
         let sandbox = pod.sandbox().ok();
         let vmm = sandbox.as_ref().and_then(|sandbox| Usage::of(sandbox.pid()));
         let shim = Usage::of(std::process::id());
         let (exits, ooms) = pod.ends();
+        let devices = match &sandbox {
+            // One that has ended has none any more, nor has one that does not answer.
+            Some(sandbox) => {
+                let counters = tokio::time::timeout(VMM_LIMIT, sandbox.device_counters()).await;
+                counters.ok().and_then(Result::ok).unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
         Figures {
             namespace: pod.namespace.clone(),
             pod: pod.id.clone(),
@@ -101,6 +113,7 @@ impl Figures {
                 .into_iter()
                 .filter_map(|(name, usage)| Some((name, usage?)))
                 .collect(),
+            devices,
         }
     }
 }
@@ -192,6 +205,21 @@ fn text(figures: &Figures) -> String {
         "CPU time of the pod's processes on the host; the VMM's includes the guest's.",
         &of_each(&|usage| usage.cpu_seconds.to_string()),
     );
+    type Counter = fn(&DeviceCounters) -> u64;
+    let of_devices: [(&str, &str, Counter); 4] = [
+        ("requests", "Requests of the guest that the device has answered.", |d| d.requests),
+        ("written_bytes", "Bytes that the device has written for the guest.", |d| d.written_bytes),
+        ("kicks", "Notifications that the device had of the guest.", |d| d.kicks),
+        ("interrupts", "Interrupts that the device has raised.", |d| d.interrupts),
+    ];
+    for (what, help, value) in of_devices {
+        let sample = |device: &DeviceCounters| {
+            let labels = format!(",device=\"{}\",slot=\"{}\"", device.device, device.slot);
+            (labels, value(device).to_string())
+        };
+        let samples: Vec<_> = figures.devices.iter().map(sample).collect();
+        family(&format!("husk_device_{what}_total"), "counter", help, &samples);
+    }
     text
 }
 
@@ -213,6 +241,14 @@ mod tests {
             exits: 3,
             phases: vec![("hello", 1_500_000_000)],
             processes: vec![("vmm", Usage { resident_bytes: 4096, cpu_seconds: 0.25 })],
+            devices: vec![DeviceCounters {
+                slot: 4,
+                device: "fs".into(),
+                requests: 7,
+                written_bytes: 8,
+                kicks: 5,
+                interrupts: 6,
+            }],
             ..Default::default()
         };
         let text = text(&figures);
@@ -222,6 +258,8 @@ mod tests {
             "husk_process_exits_total{namespace=\"k8s.io\",pod=\"a\\\"b\"} 3",
             "husk_boot_phase_seconds{namespace=\"k8s.io\",pod=\"a\\\"b\",phase=\"hello\"} 1.5",
             "husk_process_cpu_seconds_total{namespace=\"k8s.io\",pod=\"a\\\"b\",process=\"vmm\"} 0.25",
+            "# TYPE husk_device_kicks_total counter",
+            "husk_device_kicks_total{namespace=\"k8s.io\",pod=\"a\\\"b\",device=\"fs\",slot=\"4\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }

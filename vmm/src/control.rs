@@ -42,6 +42,8 @@ pub enum Command {
     /// Take a device that was plugged away again; answered by [`Event::Unplugged`] or
     /// [`Event::NotUnplugged`] with the same id. The guest has removed it before.
     Unplug { id: u64, slot: u8 },
+    /// Say what the devices have done; answered by [`Event::Counters`] with the same id.
+    Counters { id: u64 },
     /// Stop the VM at once; [`Event::Exited`] follows with [`ExitReason::Stopped`].
     Stop,
 }
@@ -63,10 +65,29 @@ pub enum Event {
     Unplugged { id: u64 },
     /// Nothing was changed; the text says why.
     NotUnplugged { id: u64, error: String },
+    /// What the devices on the bus have done so far.
+    Counters { id: u64, devices: Vec<DeviceCounters> },
     /// The guest is gone.
     Exited(ExitReason),
     /// The VM could not be built; the text says what failed, why, and what to do.
     Failed(String),
+}
+
+/// What a device's virtqueues have done since the device was made. A queue that the host's
+/// kernel serves (vhost) is not counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceCounters {
+    /// Its address in the guest is 0000:00:SLOT.0.
+    pub slot: u8,
+    /// Its kind, such as `fs`.
+    pub device: String,
+    /// Chains of descriptors that were returned to the driver, and the bytes written into them.
+    pub requests: u64,
+    pub written_bytes: u64,
+    /// Notifications that came from the driver; those that came together are one.
+    pub kicks: u64,
+    /// Interrupts that were raised.
+    pub interrupts: u64,
 }
 
 /// Why a VM ended.

@@ -8,20 +8,23 @@
 //! The guest is told nothing: whoever has a device plugged makes the guest rescan its bus, and
 //! remove the device before it is unplugged. A guest that does not only loses the device.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
 
 use crate::config::Plug;
+use crate::control::DeviceCounters;
 use crate::memory::GuestRam;
 use crate::pci::msix::Routes;
 use crate::pci::{PciBus, SLOTS, lock};
 use crate::virtio::block::Block;
 use crate::virtio::net::Net;
+use crate::virtio::queue::Counters;
 use crate::virtio::transport::VirtioPci;
 use crate::virtio::{Fault, VirtioDevice};
 
@@ -45,15 +48,23 @@ pub struct Devices {
     ram: GuestRam,
     fault: Fault,
     bus: Arc<PciBus>,
-    /// The slots of the devices that were plugged. Locked while one comes or goes.
-    plugged: Mutex<BTreeSet<u8>>,
+    /// What is in which slot. Locked while a device comes or goes.
+    present: Mutex<BTreeMap<u8, Present>>,
+}
+
+/// A device that is on the bus.
+struct Present {
+    name: &'static str,
+    counters: Arc<Counters>,
+    /// It came later, and may be unplugged.
+    plugged: bool,
 }
 
 impl Devices {
     pub fn new(vm: Arc<VmFd>, ram: GuestRam, fault: Fault) -> Devices {
         let routes = Arc::new(Routes::new(vm.clone()));
-        let (bus, plugged) = (Arc::new(PciBus::new()), Mutex::default());
-        Devices { vm, routes, ram, fault, bus, plugged }
+        let (bus, present) = (Arc::new(PciBus::new()), Mutex::default());
+        Devices { vm, routes, ram, fault, bus, present }
     }
 
     pub fn bus(&self) -> Arc<PciBus> {
@@ -62,40 +73,51 @@ impl Devices {
 
     /// Puts a device that stays into the first free slot.
     pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<(), PlugError> {
-        self.attach(device, &mut lock(&self.plugged)).map(drop)
+        self.attach(device, false).map(drop)
     }
 
     /// Puts a device on the bus that can be unplugged; returns its slot.
     pub fn plug(&self, device: Plug<OwnedFd>) -> Result<u8, PlugError> {
-        let mut plugged = lock(&self.plugged);
-        let slot = self.attach(open(device)?, &mut plugged)?;
-        plugged.insert(slot);
-        Ok(slot)
+        self.attach(open(device)?, true)
     }
 
     /// Takes away what was plugged into `slot`. Returns when its thread has ended and its
     /// files are closed; a request that it is at is finished first.
     pub fn unplug(&self, slot: u8) -> Result<(), PlugError> {
-        let mut plugged = lock(&self.plugged);
-        if !plugged.remove(&slot) {
+        let mut present = lock(&self.present);
+        if !present.get(&slot).is_some_and(|device| device.plugged) {
             return Err(PlugError::NotPlugged(slot));
         }
+        present.remove(&slot);
         drop(self.bus.unplug(usize::from(slot)));
         Ok(())
     }
 
-    /// `_plugged` shows that nothing else comes or goes meanwhile.
-    fn attach(
-        &self,
-        device: Box<dyn VirtioDevice>,
-        _plugged: &mut BTreeSet<u8>,
-    ) -> Result<u8, PlugError> {
+    /// What the devices have done so far.
+    pub fn counters(&self) -> Vec<DeviceCounters> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = |(&slot, Present { name, counters, .. }): (&u8, &Present)| DeviceCounters {
+            slot,
+            device: (*name).to_owned(),
+            requests: read(&counters.requests),
+            written_bytes: read(&counters.written_bytes),
+            kicks: read(&counters.kicks),
+            interrupts: read(&counters.interrupts),
+        };
+        lock(&self.present).iter().map(counters).collect()
+    }
+
+    fn attach(&self, device: Box<dyn VirtioDevice>, plugged: bool) -> Result<u8, PlugError> {
+        let mut present = lock(&self.present);
+        let name = device.name();
         let slot = self.bus.free_slot().ok_or(PlugError::NoSlot)?;
         let (vm, routes) = (self.vm.clone(), self.routes.clone());
         let (ram, fault) = (self.ram.clone(), self.fault.clone());
         let function =
             VirtioPci::new(device, slot, vm, routes, ram, fault).map_err(PlugError::Attach)?;
+        let counters = function.counters();
         self.bus.plug(slot, Box::new(function));
+        present.insert(slot as u8, Present { name, counters, plugged });
         Ok(slot as u8)
     }
 }

@@ -107,6 +107,9 @@ fn obey(
                 Ok(()) => Event::Unplugged { id },
                 Err(error) => Event::NotUnplugged { id, error: error.to_string() },
             }),
+            Ok(Some((Command::Counters { id }, _))) => {
+                answer(Event::Counters { id, devices: devices.counters() });
+            }
             Ok(Some((Command::Stop, _)) | None) | Err(_) => {
                 let _ = stopper.send(ExitReason::Stopped);
                 return;

@@ -45,12 +45,22 @@ fn figures_of_a_pod() {
         let resident = before["husk_process_resident_memory_bytes,process=\"vmm\""];
         assert!(resident > f64::from(20 << 20), "{resident} bytes of a VM");
 
-        lab.exec_sh("watched", "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done");
+        lab.exec_sh("watched", "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; echo x >/written");
         let after = samples("watched");
         assert_eq!(after["husk_process_exits_total"], 1.0);
         let cpu = "husk_process_cpu_seconds_total,process=\"vmm\"";
         assert!(after[cpu] > before[cpu], "{} s, then {} s", before[cpu], after[cpu]);
-        println!("{} samples", after.len());
+        // The verbs come by vsock, the file is in the share.
+        let busy: Vec<_> = after
+            .keys()
+            .filter(|name| name.starts_with("husk_device_requests_total"))
+            .filter(|name| after[*name] > before[*name])
+            .collect();
+        for device in ["vsock", "fs"] {
+            let label = format!("device=\"{device}\"");
+            assert!(busy.iter().any(|name| name.contains(&label)), "{device} not of {busy:?}");
+        }
+        println!("{} samples; busy: {busy:?}", after.len());
 
         // Clients that say nothing, or leave, hold up nobody.
         let path = "/run/husk/default/watched/metrics.sock";

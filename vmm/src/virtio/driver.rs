@@ -90,7 +90,7 @@ impl Ring {
         queue.set_event_idx(self.event_idx);
         queue.set_ready(true);
         let (kick, interrupt) = (Arc::clone(&self.kick), Arc::clone(&self.interrupt));
-        VirtQueue::new(queue, self.ram.clone(), kick, interrupt)
+        VirtQueue::new(queue, self.ram.clone(), kick, interrupt, Arc::default())
     }
 
     /// The head that the next chain will have.

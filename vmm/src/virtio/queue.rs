@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -43,6 +43,23 @@ fn in_ring(error: vm_memory::GuestMemoryError) -> virtio_queue::Error {
     virtio_queue::Error::GuestMemory(error)
 }
 
+/// What the queues of a device have done so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Chains that were returned to the driver.
+    pub requests: AtomicU64,
+    /// Bytes that the device wrote into them.
+    pub written_bytes: AtomicU64,
+    /// Notifications that came from the driver.
+    pub kicks: AtomicU64,
+    /// Interrupts that were raised.
+    pub interrupts: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
 /// A queue and the guest RAM that it lies in; owned by the device's thread.
 pub struct VirtQueue {
     queue: Queue,
@@ -51,17 +68,20 @@ pub struct VirtQueue {
     interrupt: Arc<EventFd>,
     /// Chains pushed since the last look at whether the driver wants an interrupt.
     pushed: u16,
+    counters: Arc<Counters>,
 }
 
 impl VirtQueue {
-    /// `kick` is signalled by the driver, `interrupt` raises the queue's MSI-X vector.
+    /// `kick` is signalled by the driver, `interrupt` raises the queue's MSI-X vector;
+    /// `counters` are the device's.
     pub fn new(
         queue: Queue,
         ram: GuestRam,
         kick: Arc<EventFd>,
         interrupt: Arc<EventFd>,
+        counters: Arc<Counters>,
     ) -> VirtQueue {
-        VirtQueue { queue, ram, kick, interrupt, pushed: 0 }
+        VirtQueue { queue, ram, kick, interrupt, pushed: 0, counters }
     }
 
     pub fn ram(&self) -> &GuestRam {
@@ -130,6 +150,8 @@ impl VirtQueue {
             let value = u64::from(head) | u64::from(written) << 32;
             self.ram.write_obj(value.to_le(), GuestAddress(element)).map_err(in_ring)?;
             next = next.wrapping_add(1);
+            count(&self.counters.requests, 1);
+            count(&self.counters.written_bytes, written.into());
             self.pushed = self.pushed.saturating_add(1);
         }
         self.queue.set_next_used(next);
@@ -141,6 +163,7 @@ impl VirtQueue {
     pub fn notify(&mut self) -> Result<(), QueueError> {
         let pushed = std::mem::take(&mut self.pushed);
         if pushed > 0 && self.wanted(pushed)? {
+            count(&self.counters.interrupts, 1);
             // Fails only when the counter is full, and then an interrupt is pending anyway.
             let _ = self.interrupt.write(1);
         }
@@ -179,7 +202,9 @@ impl VirtQueue {
 
     /// Takes the kick, so that `kick_fd` is no longer readable.
     pub fn take_kick(&self) {
-        // Nonblocking: nothing to take is no error.
-        let _ = self.kick.read();
+        // Nonblocking: nothing to take is no error. Kicks that came together are one.
+        if self.kick.read().is_ok() {
+            count(&self.counters.kicks, 1);
+        }
     }
 }

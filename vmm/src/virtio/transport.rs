@@ -14,7 +14,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::queue::VirtQueue;
+use super::queue::{Counters, VirtQueue};
 use super::status::{self, Status};
 use super::{Activation, Fault, VirtioDevice};
 use crate::arch::layout::DEVICE_SIZE;
@@ -59,6 +59,7 @@ pub struct VirtioPci {
     msix_capability: usize,
     registers: Registers,
     queues: Vec<Slot>,
+    counters: Arc<Counters>,
 }
 
 /// The part of the common configuration structure that is not of one queue (4.1.4.3).
@@ -125,7 +126,23 @@ impl VirtioPci {
             })
             .collect::<io::Result<Vec<_>>>()?;
         let registers = Registers { config_vector: NO_VECTOR, ..Default::default() };
-        Ok(VirtioPci { device, ram, fault, config, msix, msix_capability, registers, queues })
+        let counters = Arc::default();
+        Ok(VirtioPci {
+            device,
+            ram,
+            fault,
+            config,
+            msix,
+            msix_capability,
+            registers,
+            queues,
+            counters,
+        })
+    }
+
+    /// What the device's queues have done since it was made.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     fn features(&self) -> u64 {
@@ -259,6 +276,7 @@ impl VirtioPci {
                 self.ram.clone(),
                 slot.kick.event.clone(),
                 interrupt,
+                self.counters.clone(),
             ));
         }
         self.device.activate(Activation {
