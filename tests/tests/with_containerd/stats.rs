@@ -2,6 +2,7 @@
 
 //! What a container uses, by `ctr tasks metrics`.
 
+use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::{Lab, case};
 use serde_json::Value;
 
@@ -25,8 +26,13 @@ fn metrics_are_the_containers() {
             "measured",
             &["sh", "-c", "sleep 100000 & exec sleep 100000"],
         );
-        let first = metrics(lab, "measured");
-        assert_eq!(number(&first, "pids", "current"), 2, "{first}");
+        // Both are there when the shell has come so far.
+        let mut first = Value::Null;
+        let both = eventually(LIMIT, || {
+            first = metrics(lab, "measured");
+            number(&first, "pids", "current") == 2
+        });
+        assert!(both, "{first}");
         let memory = number(&first, "memory", "usage");
         assert!((16 << 10..32 << 20).contains(&memory), "memory usage {memory}");
         assert_eq!(number(&first, "memory", "usage_limit"), 64 << 20);
