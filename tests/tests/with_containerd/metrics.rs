@@ -45,7 +45,10 @@ fn figures_of_a_pod() {
         let resident = before["husk_process_resident_memory_bytes,process=\"vmm\""];
         assert!(resident > f64::from(20 << 20), "{resident} bytes of a VM");
 
-        lab.exec_sh("watched", "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; echo x >/written");
+        lab.exec_sh(
+            "watched",
+            "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; echo x >/written",
+        );
         let after = samples("watched");
         assert_eq!(after["husk_process_exits_total"], 1.0);
         let cpu = "husk_process_cpu_seconds_total,process=\"vmm\"";

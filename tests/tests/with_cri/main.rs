@@ -15,5 +15,7 @@ mod logs;
 mod names;
 mod namespaces;
 mod network;
+mod port_forward;
+mod streaming;
 mod volumes;
 mod volumes_of_the_host;
