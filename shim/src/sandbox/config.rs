@@ -77,7 +77,7 @@ pub fn holder(id: &str, config: &PodSandboxConfig, netns: &str) -> Result<Spec, 
         "root": { "path": "rootfs", "readonly": true },
         "hostname": config.hostname,
         "process": {
-            // Nobody, without capabilities: containers may see it.
+            // As a pause image has it, and without capabilities: containers may see it.
             "user": { "uid": 65535, "gid": 65535 },
             "args": [PROGRAM, "hold"],
             "cwd": "/",

@@ -2,6 +2,7 @@
 
 //! Pods without a pause image, which containerd 2 has husk's shim make by its Sandbox API.
 
+use husk_tests::containerd::HUSK_SHIM;
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::cri::api::NamespaceMode;
@@ -98,18 +99,27 @@ fn containers_come_and_go() {
     });
 }
 
+/// Kills one of the pod's processes and looks at what becomes of it.
+fn pod_without(cri: &Cri, program: &str) {
+    let pod = pod(cri, "struck", |_| {});
+    let containers = ["a", "b"].map(|name| pod.idle(name));
+    kill(Pid::from_raw(pids_of(program)[0]), Signal::SIGKILL).expect("kill");
+    for container in &containers {
+        assert_ne!(container.exit_code(), 0);
+    }
+    assert!(eventually(LIMIT, || !pod.is_ready()), "the pod stays ready without {program}");
+    pod.remove();
+}
+
 #[test]
 fn vmm_killed() {
     let subject = "husk-vmm of a pod without a pause image killed: the pod is not ready, its \
                    containers have ended, it can be removed";
-    sandboxer_case(subject, |cri| {
-        let pod = pod(cri, "struck", |_| {});
-        let containers = ["a", "b"].map(|name| pod.idle(name));
-        kill(Pid::from_raw(pids_of("husk-vmm")[0]), Signal::SIGKILL).expect("kill");
-        for container in &containers {
-            assert_eq!(container.exit_code(), 137);
-        }
-        assert!(eventually(LIMIT, || !pod.is_ready()), "the pod stays ready");
-        pod.remove();
-    });
+    sandboxer_case(subject, |cri| pod_without(cri, "husk-vmm"));
+}
+
+#[test]
+fn shim_killed() {
+    let subject = "the shim of a pod without a pause image killed: the same";
+    sandboxer_case(subject, |cri| pod_without(cri, HUSK_SHIM));
 }
