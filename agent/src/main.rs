@@ -14,6 +14,7 @@ mod control;
 mod disks;
 mod engine;
 mod error;
+mod hold;
 mod host;
 mod network;
 mod oci;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     }
     match arguments.next() {
         Some(first) if first == "oci" => return oci::main(arguments),
+        Some(first) if first == "hold" => hold::hold(),
         // For development: the agent without a VM, in namespaces that are its own, with the
         // host's ports as Unix sockets in a directory.
         Some(first) if first == "--host-directory" && std::process::id() == 1 => {

@@ -199,6 +199,26 @@ impl Spec {
         }
     }
 
+    /// Gives a container what its pod has for all of them, where whoever made the spec has not:
+    /// the guest's shared memory, and files of the host by where they are to be seen.
+    pub fn join_pod<'a>(&mut self, files: impl IntoIterator<Item = (&'a str, PathBuf)>) {
+        self.mounts.retain(|mount| !mount.is_private_memory());
+        let root = self.root.as_ref().and_then(|root| root.rest.get("readonly"));
+        let access = if root == Some(&Value::Bool(true)) { "ro" } else { "rw" };
+        for (destination, source) in files {
+            self.bind_if_free(destination, &source, &["bind", access]);
+        }
+        let guarded = ["rbind", "nosuid", "nodev", "noexec"];
+        self.bind_if_free(SHARED_MEMORY, Path::new(SHARED_MEMORY), &guarded);
+    }
+
+    /// Adds a bind mount, unless something is mounted there.
+    fn bind_if_free(&mut self, destination: &str, source: &Path, options: &[&str]) {
+        if !self.mounts.iter().any(|mount| mount.is_on(destination)) {
+            self.mounts.push(Mount::bind(destination, source, options));
+        }
+    }
+
     /// The hooks that run on the host.
     pub fn host_hooks(&self, id: &str, bundle: &Path) -> HostHooks {
         self.hooks.on_host(id, bundle, &self.annotations)

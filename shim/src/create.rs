@@ -15,17 +15,45 @@ use tokio::sync::oneshot;
 
 use crate::address::read_config;
 use crate::container::Container;
+use crate::events::Events;
 use crate::io::{Io, Owner};
 use crate::pod::Pod;
 use crate::process::Input;
 use crate::stand_in::StandIn;
 use crate::{log, options, remove};
 
-/// Creates a container; its pid. Runs to its end even when the caller goes away.
+/// What is to be created.
+pub struct Order {
+    pub request: CreateTaskRequest,
+    pub spec: Spec,
+    /// husk's settings, for a pod's first container.
+    pub config_file: PathBuf,
+    /// Where its life is told.
+    pub events: Events,
+}
+
+/// Creates the container of a bundle; its pid.
 pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<u32, Error> {
+    if !request.checkpoint.is_empty() {
+        return Err(Error::new(Code::Unimplemented, "husk cannot restore a checkpoint"));
+    }
+    let config_file = options::config_file(request.options.as_ref())?;
+    let json = read_config(Path::new(&request.bundle)).map_err(|error| {
+        Error::invalid(format!("cannot read {}/config.json: {error}", request.bundle))
+    })?;
+    let mut spec = Spec::parse(&json)?;
+    if let Some(files) = pod.files() {
+        spec.join_pod(files.places());
+    }
+    let events = pod.events.clone();
+    carry_out(pod, Order { request, spec, config_file, events }).await
+}
+
+/// Creates a container; its pid. Runs to its end even when the caller goes away.
+pub async fn carry_out(pod: Arc<Pod>, order: Order) -> Result<u32, Error> {
     let (mut answer, answered) = oneshot::channel();
     tokio::spawn(async move {
-        let done = make(&pod, request, &mut answer).await;
+        let done = make(&pod, order, &mut answer).await;
         let made = done.as_ref().ok().cloned();
         let sent = answer.send(done.map(|container| container.pid));
         if let (Some(container), Err(_)) = (made, sent) {
@@ -38,19 +66,11 @@ pub async fn create(pod: Arc<Pod>, request: CreateTaskRequest) -> Result<u32, Er
 
 async fn make(
     pod: &Arc<Pod>,
-    request: CreateTaskRequest,
+    order: Order,
     answer: &mut oneshot::Sender<Result<u32, Error>>,
 ) -> Result<Arc<Container>, Error> {
-    if !request.checkpoint.is_empty() {
-        return Err(Error::new(Code::Unimplemented, "husk cannot restore a checkpoint"));
-    }
     let received_ns = husk_sandbox::clock::monotonic_ns();
-    let config_file = options::config_file(request.options.as_ref())?;
-    let bundle = Path::new(&request.bundle);
-    let json = read_config(bundle).map_err(|error| {
-        Error::invalid(format!("cannot read {}/config.json: {error}", request.bundle))
-    })?;
-    let spec = Spec::parse(&json)?;
+    let Order { request, spec, config_file, events } = order;
     spec.check()?;
     if pod.has(&request.id) {
         return Err(Error::new(
@@ -59,13 +79,13 @@ async fn make(
         ));
     }
     let (sandbox, launched) = pod.sandbox_for(&request.id, &spec, &config_file)?;
-    let hooks = spec.host_hooks(&request.id, bundle);
+    let hooks = spec.host_hooks(&request.id, Path::new(&request.bundle));
     let stand_in = match request.id == pod.id {
         true => None,
         false => Some(StandIn::in_network_of(sandbox.pid())?),
     };
     let pid = stand_in.as_ref().map_or(sandbox.pid(), StandIn::pid);
-    let container = Container::new(&request, pid, stand_in, hooks, pod.events.clone());
+    let container = Container::new(&request, pid, stand_in, hooks, events);
     let container = Arc::new(container);
     if launched {
         container.phases.reach_at("shim_start", pod.started_ns);

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use husk_sandbox::clock;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -24,10 +25,10 @@ use ttrpc::asynchronous::transport::Listener;
 use crate::address::SOCKET_DIR;
 use crate::args::Args;
 use crate::events::Events;
-use crate::log;
 use crate::pod::Pod;
 use crate::service::Service;
-use crate::start::{self, LISTENER_FD, STARTED_ENV};
+use crate::start::{self, CONFIG_ENV, LISTENER_FD, STARTED_ENV};
+use crate::{log, sandbox};
 
 /// How long a daemon without any container goes on: containerd may have died between
 /// `start` and Create, or between Delete and Shutdown.
@@ -83,9 +84,12 @@ async fn serve(args: &Args, listener: UnixListener, socket: Socket) -> Result<()
     let pod = Arc::new(Pod::new(&args.namespace, &args.id, events.clone(), started_ns));
     let shutdown = Arc::new(Notify::new());
     let service = Service { pod: pod.clone(), shutdown: shutdown.clone() };
+    let config_file = std::env::var_os(CONFIG_ENV).map(PathBuf::from);
+    let sandbox = sandbox::Service::new(pod.clone(), config_file, shutdown.clone());
     let listener = Listener::try_from(listener).map_err(|error| format!("the socket: {error}"))?;
     let mut server = Server::new()
         .add_listener(listener)
+        .register_service(create_sandbox(Arc::new(sandbox)))
         .register_service(create_task(Arc::new(service.clone())))
         .register_service(
             create_task(Arc::new(service))

@@ -80,7 +80,8 @@ impl Event {
 #[derive(Debug, Clone)]
 pub struct Events {
     namespace: String,
-    queue: mpsc::Sender<Envelope>,
+    /// None if nobody is to hear of them.
+    queue: Option<mpsc::Sender<Envelope>>,
     /// Events not yet with containerd.
     waiting: watch::Sender<usize>,
 }
@@ -92,25 +93,32 @@ impl Events {
         let waiting = watch::channel(0).0;
         let sender = Sender { address: format!("unix://{address}"), client: None };
         tokio::spawn(sender.run(events, waiting.clone()));
-        Events { namespace: namespace.into(), queue, waiting }
+        Events { namespace: namespace.into(), queue: Some(queue), waiting }
+    }
+
+    /// An entrance to no queue, for what containerd has no container for.
+    pub fn unheard() -> Events {
+        Events { namespace: String::new(), queue: None, waiting: watch::channel(0).0 }
     }
 
     /// A queue whose other end is the test's.
     #[cfg(test)]
     pub fn collected(namespace: &str) -> (Events, mpsc::Receiver<Envelope>) {
         let (queue, events) = mpsc::channel(MAX_QUEUED);
+        let queue = Some(queue);
         (Events { namespace: namespace.into(), queue, waiting: watch::channel(0).0 }, events)
     }
 
     /// Puts an event at the end of the queue. Never blocks.
     pub fn publish(&self, event: Event) {
+        let Some(queue) = &self.queue else { return };
         let envelope = match event.envelope(&self.namespace) {
             Ok(envelope) => envelope,
             Err(error) => return log::error(&format!("cannot encode an event: {error}")),
         };
         let topic = envelope.topic.clone();
         self.waiting.send_modify(|waiting| *waiting += 1);
-        if self.queue.try_send(envelope).is_err() {
+        if queue.try_send(envelope).is_err() {
             self.waiting.send_modify(|waiting| *waiting -= 1);
             log::error(&format!(
                 "dropped an event {topic}: {MAX_QUEUED} others wait for containerd"

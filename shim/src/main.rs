@@ -28,6 +28,7 @@ mod process;
 mod prometheus;
 mod remove;
 mod reply;
+mod sandbox;
 mod service;
 mod stand_in;
 mod start;

@@ -19,6 +19,21 @@ pub fn to_any(stats: &ContainerStats) -> Result<Any, protobuf::Error> {
     Ok(Any { type_url: TYPE_URL.into(), value, ..Default::default() })
 }
 
+/// Adds what a container uses to that of others; limits have no sum.
+pub fn add(total: &mut ContainerStats, stats: &ContainerStats) {
+    let cpu = total.cpu.mut_or_insert_default();
+    cpu.usage_usec += stats.cpu.usage_usec;
+    cpu.user_usec += stats.cpu.user_usec;
+    cpu.system_usec += stats.cpu.system_usec;
+    let memory = total.memory.mut_or_insert_default();
+    memory.usage += stats.memory.usage;
+    memory.swap_usage += stats.memory.swap_usage;
+    for (name, value) in &stats.memory.stat {
+        *memory.stat.entry(name.clone()).or_default() += value;
+    }
+    total.pids.mut_or_insert_default().current += stats.pids.current;
+}
+
 fn metrics(stats: &ContainerStats) -> cgroup::Metrics {
     cgroup::Metrics {
         pids: MessageField::some(cgroup::PidsStat {

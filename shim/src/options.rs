@@ -17,8 +17,12 @@ const CONFIG_PATH: u32 = 2 << 3 | 2;
 /// The file of husk's settings. One that is named has to be there. Options of another
 /// runtime are no reason to refuse a container.
 pub fn config_file(options: Option<&Any>) -> Result<PathBuf, Error> {
-    let Some(path) = options.and_then(config_path) else { return Ok(config::PATH.into()) };
-    let path = PathBuf::from(path);
+    existing(options.and_then(config_path))
+}
+
+/// The same for a file that options have named.
+pub fn existing(path: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let Some(path) = path else { return Ok(config::PATH.into()) };
     if !path.is_file() {
         return Err(Error::invalid(format!(
             "the runtime's configuration file {} does not exist; look at \
@@ -29,7 +33,8 @@ pub fn config_file(options: Option<&Any>) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-fn config_path(options: &Any) -> Option<String> {
+/// The file that options name, if they do.
+pub fn config_path(options: &Any) -> Option<PathBuf> {
     if options.type_url.rsplit('/').next() != Some(OPTIONS) {
         return None;
     }
@@ -41,7 +46,7 @@ fn config_path(options: &Any) -> Option<String> {
             other => rt::skip_field_for_tag(other, &mut input).ok()?,
         }
     }
-    path.filter(|path| !path.is_empty())
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::container::{AfterExit, Container, EXECS_END_LIMIT};
 use crate::events::Events;
 use crate::process::{Exit, LOST_STATUS, State};
+use crate::sandbox::PodFiles;
 use crate::{log, prometheus};
 
 /// Longest line of the guest that is logged, in bytes.
@@ -38,6 +39,8 @@ pub struct Pod {
     pub started_ns: u64,
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// What its containers get from it, while the Sandbox API keeps it.
+    kept: Mutex<Option<PodFiles>>,
     count: watch::Sender<usize>,
     /// Ends of processes, and strikes of the OOM killer, that the guest has reported.
     exits: AtomicU64,
@@ -53,6 +56,7 @@ impl Pod {
             started_ns,
             sandbox: Mutex::default(),
             containers: Mutex::default(),
+            kept: Mutex::default(),
             count: watch::channel(0).0,
             exits: AtomicU64::new(0),
             ooms: AtomicU64::new(0),
@@ -76,7 +80,30 @@ impl Pod {
         lock(&self.containers).values().cloned().collect()
     }
 
-    /// Number of containers, as it changes; those being created count.
+    /// Keeps the pod, with containers or without, until it is let go of.
+    pub fn keep(&self, files: PodFiles) {
+        let containers = lock(&self.containers);
+        *lock(&self.kept) = Some(files);
+        self.tell_count(&containers);
+    }
+
+    pub fn let_go(&self) {
+        let containers = lock(&self.containers);
+        *lock(&self.kept) = None;
+        self.tell_count(&containers);
+    }
+
+    /// What containers of a pod without a pause container get from it.
+    pub fn files(&self) -> Option<PodFiles> {
+        lock(&self.kept).clone()
+    }
+
+    fn tell_count(&self, containers: &HashMap<String, Arc<Container>>) {
+        self.count.send_replace(containers.len() + usize::from(lock(&self.kept).is_some()));
+    }
+
+    /// Number of what keeps the pod, as it changes: its containers, those being created too,
+    /// and the Sandbox API.
     pub fn watch_count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
     }
@@ -165,7 +192,7 @@ impl Pod {
             ));
         }
         containers.insert(container.id.clone(), container);
-        self.count.send_replace(containers.len());
+        self.tell_count(&containers);
         Ok(())
     }
 
@@ -196,7 +223,7 @@ impl Pod {
     pub fn remove(&self, id: &str) {
         let mut containers = lock(&self.containers);
         containers.remove(id);
-        self.count.send_replace(containers.len());
+        self.tell_count(&containers);
     }
 
     /// Where the container's root file system is mounted.

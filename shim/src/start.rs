@@ -30,6 +30,10 @@ pub const LISTENER_FD: i32 = 3;
 /// Tells the daemon when `start` was run, host CLOCK_MONOTONIC in ns.
 pub const STARTED_ENV: &str = "HUSK_SHIM_STARTED_NS";
 
+/// Tells it the file of husk's settings that the runtime's options name. A task's are in its
+/// Create too, a sandbox's only here.
+pub const CONFIG_ENV: &str = "HUSK_SHIM_CONFIG";
+
 /// The file of the bundle in which containerd 1.6 and 1.7 look for the address.
 const ADDRESS_FILE: &str = "address";
 
@@ -39,7 +43,7 @@ pub const PID_FILE: &str = "shim.pid";
 pub fn start(args: &Args) -> Result<(), String> {
     let started_ns = clock::monotonic_ns();
     let bundle = std::env::current_dir().map_err(|error| format!("no bundle: {error}"))?;
-    let answer = bootstrap::read_stdin(&args.namespace, &args.id);
+    let input = bootstrap::read_stdin(&args.namespace, &args.id);
     let group = address::group(&args.id, &bundle)?;
     let directory = Path::new(SOCKET_DIR);
     let socket = address::socket_path(directory, &args.address, &args.namespace, &group);
@@ -62,12 +66,13 @@ pub fn start(args: &Args) -> Result<(), String> {
                 args.id
             ));
         }
-        launch(args, &bundle, &socket, &text, started_ns)?;
+        let config_file = input.config_file.as_deref();
+        launch(args, config_file, &bundle, &socket, &text, started_ns)?;
     }
     drop(lock);
     let mut stdout = io::stdout();
     stdout
-        .write_all(&answer.bytes(&text))
+        .write_all(&input.answer.bytes(&text))
         .and_then(|()| stdout.flush())
         .map_err(|error| format!("cannot print the address: {error}"))
 }
@@ -102,6 +107,7 @@ pub fn answers(path: &Path) -> Result<bool, String> {
 /// Binds the socket and starts a daemon on it, which the bundle's files then tell of.
 fn launch(
     args: &Args,
+    config_file: Option<&Path>,
     bundle: &Path,
     socket: &Path,
     address: &str,
@@ -110,7 +116,7 @@ fn launch(
     let listener = UnixListener::bind(socket)
         .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
     let started = fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
-        .and_then(|()| spawn(args, listener.into(), started_ns))
+        .and_then(|()| spawn(args, config_file, listener.into(), started_ns))
         .and_then(|mut daemon| {
             rank_for_oom_killer(daemon.id());
             let written = ProcessId::of(daemon.id()).and_then(|process| {
@@ -131,7 +137,12 @@ fn launch(
 }
 
 /// Starts this program again as the daemon.
-fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<Child> {
+fn spawn(
+    args: &Args,
+    config_file: Option<&Path>,
+    listener: OwnedFd,
+    started_ns: u64,
+) -> io::Result<Child> {
     // As for husk-vmm: if the number is taken here, then by a descriptor the child may lose.
     // SAFETY: fcntl on a descriptor that we own touches no memory.
     let fd = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LISTENER_FD) };
@@ -148,6 +159,10 @@ fn spawn(args: &Args, listener: OwnedFd, started_ns: u64) -> io::Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
+    match config_file {
+        Some(path) => command.env(CONFIG_ENV, path),
+        None => command.env_remove(CONFIG_ENV),
+    };
     if args.debug {
         command.arg("-debug");
     }

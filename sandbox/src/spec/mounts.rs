@@ -78,6 +78,25 @@ impl Mount {
             && source.components().any(|component| component.as_os_str() == pod)
     }
 
+    pub fn bind(destination: &str, source: &Path, options: &[&str]) -> Mount {
+        Mount {
+            destination: destination.into(),
+            kind: Some("bind".into()),
+            source: Some(source.display().to_string()),
+            options: options.iter().map(|&option| option.into()).collect(),
+            rest: Map::new(),
+        }
+    }
+
+    pub fn is_on(&self, destination: &str) -> bool {
+        Path::new(&self.destination) == Path::new(destination)
+    }
+
+    /// Whether it is shared memory that no other container would see.
+    pub fn is_private_memory(&self) -> bool {
+        self.destination == SHARED_MEMORY && self.kind.as_deref() == Some("tmpfs")
+    }
+
     /// What it binds, if it is a bind mount.
     fn bound(&self) -> Option<PathBuf> {
         let is_bind = self.kind.as_deref() == Some("bind") || self.has("rbind") || self.has("bind");

@@ -22,6 +22,10 @@ const SHIM_SOCKETS: &str = "/run/containerd/s";
 const HUSK_RUN: &str = "/run/husk";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Where containerd keeps the bundles of tasks and of sandboxes.
+const BUNDLES: [&str; 2] =
+    ["io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"];
+
 /// As the session names it.
 const CNI_BRIDGE: &str = "husk-cni0";
 
@@ -114,9 +118,10 @@ impl Host {
             things.extend(below(&namespace).into_iter().map(Thing::File));
         }
         for place in ["state", "root"] {
-            let tasks = directory.join(place).join("io.containerd.runtime.v2.task");
-            for namespace in entries(&tasks) {
-                things.extend(entries(&namespace).into_iter().map(Thing::Bundle));
+            for plugin in BUNDLES {
+                for namespace in entries(&directory.join(place).join(plugin)) {
+                    things.extend(entries(&namespace).into_iter().map(Thing::Bundle));
+                }
             }
         }
         Host { things }

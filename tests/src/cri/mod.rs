@@ -38,17 +38,32 @@ const MAX_MESSAGE: usize = 600;
 /// What a case works with.
 pub struct Cri<'a> {
     pub lab: &'a Lab,
+    /// The runtime handler that pods ask for.
+    handler: String,
     calls: RefCell<Vec<String>>,
 }
 
 /// Runs a case: the body, then the check that it left nothing behind.
 pub fn case(subject: &str, body: impl FnOnce(&Cri)) {
+    case_with(handler(), subject, body);
+}
+
+/// Runs a case with pods that husk's shim makes without a pause image, by containerd's
+/// Sandbox API.
+pub fn sandboxer_case(subject: &str, body: impl FnOnce(&Cri)) {
+    match env::var("HUSK_LAB_SANDBOXER") {
+        Ok(handler) => case_with(handler, subject, body),
+        Err(_) => println!("not run, needs containerd 2, HUSK_LAB_CONTAINERD=sid: {subject}"),
+    }
+}
+
+fn case_with(handler: String, subject: &str, body: impl FnOnce(&Cri)) {
     if env::var("HUSK_LAB_CRI").unwrap_or_default().is_empty() {
         println!("not run, needs HUSK_LAB_CRI=1 tests/lab/run: {subject}");
         return;
     }
     containerd::case(subject, |lab| {
-        let cri = Cri { lab, calls: RefCell::default() };
+        let cri = Cri { lab, handler, calls: RefCell::default() };
         cri.until_ready();
         body(&cri);
     });
@@ -62,8 +77,7 @@ pub fn husk_case(subject: &str, body: impl FnOnce(&Cri)) {
     }
 }
 
-/// The runtime handler that pods ask for.
-pub fn handler() -> String {
+fn handler() -> String {
     env::var("HUSK_TEST_RUNTIME").unwrap_or_else(|_| "husk".to_owned())
 }
 

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use protobuf::MessageField;
 use tempfile::TempDir;
 
+use super::Cri;
 use super::api::{self, NamespaceMode};
 use super::container::Container;
 use super::grpc::Refusal;
-use super::{Cri, handler};
 use crate::temporary;
 
 /// A running pod.
@@ -46,7 +46,7 @@ impl<'a> Pod<'a> {
         change(&mut config);
         let request = api::RunPodSandboxRequest {
             config: MessageField::some(config.clone()),
-            runtime_handler: handler(),
+            runtime_handler: cri.handler.clone(),
             ..Default::default()
         };
         let answer: api::RunPodSandboxResponse = cri.ask("RunPodSandbox", &request)?;

@@ -30,6 +30,7 @@ mod protocol;
 mod restart;
 mod rootfs;
 mod run;
+mod sandbox_api;
 mod seccomp;
 mod settings;
 mod signals;

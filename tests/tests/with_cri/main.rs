@@ -16,6 +16,7 @@ mod names;
 mod namespaces;
 mod network;
 mod port_forward;
+mod sandboxer;
 mod streaming;
 mod volumes;
 mod volumes_of_the_host;
