@@ -182,7 +182,12 @@ impl PodNetwork {
     /// The slot that the device is in.
     async fn plug(&self, link: &Link, queues: Vec<OwnedFd>) -> Result<u8, Error> {
         // Without an MTU, so that it can change later; the guest is told it.
-        let config = NetConfig { queues: (0..queues.len()).collect(), mac: link.mac, mtu: None };
+        let config = NetConfig {
+            queues: (0..queues.len()).collect(),
+            vhost: Vec::new(),
+            mac: link.mac,
+            mtu: None,
+        };
         self.vm
             .plug(Plug::Net(config), queues)
             .await
