@@ -15,6 +15,7 @@ use toml::{Table, Value};
 
 use crate::assets::Assets;
 use crate::error::Error;
+use crate::network::{Bandwidth, NetworkSettings};
 use crate::size::Size;
 use crate::spec::Spec;
 
@@ -33,7 +34,12 @@ mod annotation {
     /// Added to the guest kernel's command line after the node's own additions.
     pub const KERNEL_ARGS: &str = "io.husk.kernel-args";
 
-    pub const ALL: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGS];
+    /// Most bits/s to and from the pod, by each of its interfaces.
+    pub const INGRESS_BANDWIDTH: &str = "io.husk.ingress-bandwidth";
+    pub const EGRESS_BANDWIDTH: &str = "io.husk.egress-bandwidth";
+
+    pub const ALL: [&str; 5] =
+        [VCPUS, MEMORY_MIB, KERNEL_ARGS, INGRESS_BANDWIDTH, EGRESS_BANDWIDTH];
     pub const PREFIX: &str = "io.husk.";
 }
 
@@ -55,6 +61,8 @@ pub struct VmSettings {
     pub memory_mib: u64,
     /// Added to the guest kernel's command line.
     pub kernel_args: String,
+    /// Whether the host's kernel does the work of network devices where it has vhost-net.
+    pub vhost_net: bool,
     /// Paths of husk-vmm, of the guest kernel and of the guest image; looked for beside the
     /// shim, in ../share/husk and on PATH without.
     pub vmm: Option<PathBuf>,
@@ -75,6 +83,7 @@ pub struct Annotations {
 pub struct PodSettings {
     pub size: Size,
     pub kernel_args: String,
+    pub network: NetworkSettings,
     pub assets: Assets,
 }
 
@@ -84,6 +93,7 @@ impl Default for VmSettings {
             vcpus: 1,
             memory_mib: 256,
             kernel_args: String::new(),
+            vhost_net: false,
             vmm: None,
             kernel: None,
             image: None,
@@ -135,6 +145,9 @@ impl Config {
         let least = Size { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib };
         let mut size = Size::of(&spec.limits(), least, host_cpus, host_memory_mib);
         let mut kernel_args = self.vm.kernel_args.clone();
+        let mut network =
+            NetworkSettings { vhost: self.vm.vhost_net, bandwidth: Bandwidth::default() };
+        let bandwidth = &mut network.bandwidth;
         for (name, value) in spec.annotations_of(annotation::PREFIX) {
             let refuse = |what: &str| {
                 Error::invalid(format!("the pod's annotation {name}={value:?} {what}"))
@@ -157,13 +170,20 @@ impl Config {
                     size.memory_mib =
                         memory(value, host_memory_mib).map_err(|what| refuse(&what))?;
                 }
+                annotation::INGRESS_BANDWIDTH => {
+                    bandwidth.ingress = Some(Bandwidth::rate(value).map_err(|what| refuse(&what))?);
+                }
+                annotation::EGRESS_BANDWIDTH => {
+                    bandwidth.egress = Some(Bandwidth::rate(value).map_err(|what| refuse(&what))?);
+                }
                 _ => {
                     check_kernel_args(value).map_err(|what| refuse(&what))?;
                     kernel_args = format!("{kernel_args} {value}");
                 }
             }
         }
-        Ok(PodSettings { size, kernel_args: kernel_args.trim().to_owned(), assets: self.assets()? })
+        let kernel_args = kernel_args.trim().to_owned();
+        Ok(PodSettings { size, kernel_args, network, assets: self.assets()? })
     }
 
     /// The files that VMs are started from.

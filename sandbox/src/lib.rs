@@ -39,7 +39,7 @@ pub use error::{Code, Error, IoContext, clip};
 pub use forward::PortForwarding;
 pub use hooks::{HostHooks, Poststop};
 pub use husk_vmm::control::DeviceCounters;
-pub use network::{Network, PodNetwork};
+pub use network::{Network, NetworkSettings, PodNetwork};
 pub use process::{Pidfd, ProcessId};
 pub use sandbox::{Exec, KVM, Launch, Milestones, Sandbox, Signal, Terminal, guest_share};
 pub use share::SharedContainer;

@@ -135,7 +135,7 @@ impl Sandbox {
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the sandbox.
     pub fn launch(launch: Launch) -> Result<(Sandbox, mpsc::Receiver<Event>), Error> {
-        let PodSettings { size, kernel_args, assets } = launch.settings;
+        let PodSettings { size, kernel_args, network: settings, assets } = launch.settings;
         let inputs = Inputs::open(&launch.kvm, &assets)?;
         let netns = launch.network.open()?;
         let places = Places::of(&launch.cgroups_path)?;
@@ -200,7 +200,7 @@ impl Sandbox {
         };
         let network = namespace.map(|namespace| {
             let (vm, agent, vcpus) = (vm.clone(), agent.clone(), size.vcpus);
-            PodNetwork::new(namespace, vcpus, vm, agent, run.state_file()).map(Arc::new)
+            PodNetwork::new(namespace, vcpus, settings, vm, agent, run.state_file()).map(Arc::new)
         });
         let network = network.transpose().inspect_err(|error| vm.kill(&error.message))?;
         let disks = Arc::new(Disks::new(vm.clone(), agent.clone()));

@@ -19,8 +19,8 @@ use std::time::Duration;
 use husk_protocol::agent::{self as guest, Frame, frame::Body, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, MAX_FRAME, PROTOCOL_VERSION};
 use husk_sandbox::{
-    Assets, BindSource, Code, Launch, Network, PodSettings, Sandbox, Signal, Size, Terminal,
-    run_dir,
+    Assets, BindSource, Code, Launch, Network, NetworkSettings, PodSettings, Sandbox, Signal, Size,
+    Terminal, run_dir,
 };
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
 use protobuf::Message;
@@ -83,6 +83,7 @@ impl Place {
             settings: PodSettings {
                 size: Size { vcpus: 2, memory_mib: 300 },
                 kernel_args: "loglevel=3".into(),
+                network: NetworkSettings::default(),
                 assets: Assets {
                     vmm: self.path("vmm"),
                     kernel: self.path("vmlinux"),

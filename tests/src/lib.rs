@@ -5,6 +5,7 @@ pub mod containerd;
 pub mod cri;
 pub mod fs;
 pub mod loop_device;
+pub mod traffic;
 pub mod vmm;
 
 /// A directory that is gone when the value is.

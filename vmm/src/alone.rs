@@ -195,7 +195,14 @@ pub fn run(guest: Guest) -> ExitCode {
     };
     for (name, mac) in &guest.nets {
         let plugged = open_tap(name)
-            .map(|tap| Plug::Net(NetConfig { queues: vec![tap.into()], mac: *mac, mtu: None }))
+            .map(|tap| {
+                Plug::Net(NetConfig {
+                    queues: vec![tap.into()],
+                    vhost: Vec::new(),
+                    mac: *mac,
+                    mtu: None,
+                })
+            })
             .and_then(|net| vm.devices().plug(net).map_err(io::Error::other));
         if let Err(error) = plugged {
             return refuse(&format!("cannot use the tap {name}: {error}"));

@@ -80,6 +80,8 @@ pub struct NetConfig<F> {
     /// A descriptor of the tap for each queue pair, 1 to [`MAX_QUEUE_PAIRS`]. Opened with
     /// IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and IFF_MULTI_QUEUE if they are several.
     pub queues: Vec<F>,
+    /// /dev/vhost-net, opened once for each queue pair, which then does the work; or nothing.
+    pub vhost: Vec<F>,
     pub mac: [u8; 6],
     /// At least 68; the guest's interface gets it. The tap's own is the supervisor's.
     pub mtu: Option<u16>,
@@ -98,7 +100,8 @@ impl<F> Plug<F> {
     pub fn try_map<G, E>(self, mut file: impl FnMut(F) -> Result<G, E>) -> Result<Plug<G>, E> {
         Ok(match self {
             Plug::Net(net) => Plug::Net(NetConfig {
-                queues: net.queues.into_iter().map(file).collect::<Result<_, E>>()?,
+                queues: net.queues.into_iter().map(&mut file).collect::<Result<_, E>>()?,
+                vhost: net.vhost.into_iter().map(file).collect::<Result<_, E>>()?,
                 mac: net.mac,
                 mtu: net.mtu,
             }),

@@ -97,6 +97,15 @@ fn annotations_change_the_vm_if_the_node_allows_them() {
     assert_eq!(settings.size, Size { vcpus: 3, memory_mib: 1000 });
     assert_eq!(settings.kernel_args, "quiet loglevel=7");
 
+    let settings =
+        pod(&all, r#"{"io.husk.ingress-bandwidth":"10M","io.husk.egress-bandwidth":"800000"}"#)
+            .expect("settings");
+    assert_eq!(
+        settings.network.bandwidth,
+        Bandwidth { ingress: Some(1_250_000), egress: Some(100_000) },
+        "in bytes/s"
+    );
+
     let error = pod(&all[..2], r#"{"io.husk.kernel-args":"x"}"#).expect_err("not allowed");
     assert_eq!(error.code, Code::InvalidArgument);
     assert!(error.message.contains("is not allowed on this node"), "{error}");
@@ -111,6 +120,7 @@ fn annotations_that_cannot_be_are_refused() {
         (r#"{"io.husk.memory-mib":"5000"}"#, "what this host has"),
         (r#"{"io.husk.memory-mib":"512Mi"}"#, "no number of MiB"),
         (r#"{"io.husk.kernel-args":"a\nb"}"#, "printable"),
+        (r#"{"io.husk.egress-bandwidth":"10 M"}"#, "no number of bits/s"),
     ] {
         let error = pod(&annotation::ALL, annotations).expect_err(annotations);
         assert!(error.message.contains(text), "{error}");

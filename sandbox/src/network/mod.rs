@@ -6,6 +6,7 @@
 //! it is called whenever something may have changed. All work in the namespace is done by
 //! threads that enter it and end.
 
+mod bandwidth;
 mod namespace;
 mod redirect;
 mod survey;
@@ -23,6 +24,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
+pub use bandwidth::Bandwidth;
 pub use namespace::{Namespace, Netns, Network};
 pub use redirect::{Redirected, undo};
 
@@ -41,12 +43,21 @@ const GROUPS: i32 = libc::RTMGRP_LINK
     | libc::RTMGRP_IPV6_IFADDR
     | libc::RTMGRP_IPV6_ROUTE;
 
+/// How a pod's network is made, as node and pod want it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetworkSettings {
+    pub bandwidth: Bandwidth,
+    /// Whether the host's kernel may do the work of the device, where it can.
+    pub vhost: bool,
+}
+
 /// The network of one pod.
 #[derive(Debug)]
 pub struct PodNetwork {
     namespace: Namespace,
     changes: AsyncFd<OwnedFd>,
     queue_pairs: usize,
+    settings: NetworkSettings,
     vm: Vm,
     agent: Agent,
     notes: StateFile,
@@ -83,6 +94,7 @@ impl PodNetwork {
     pub fn new(
         namespace: Namespace,
         vcpus: u8,
+        settings: NetworkSettings,
         vm: Vm,
         agent: Agent,
         notes: StateFile,
@@ -94,7 +106,7 @@ impl PodNetwork {
             .context(|| "cannot watch the pod's network".to_owned())?;
         let queue_pairs = usize::from(vcpus).min(MAX_QUEUE_PAIRS);
         let state = Mutex::default();
-        Ok(PodNetwork { namespace, changes, queue_pairs, vm, agent, notes, state })
+        Ok(PodNetwork { namespace, changes, queue_pairs, settings, vm, agent, notes, state })
     }
 
     /// Where it is on the host.
@@ -178,18 +190,31 @@ impl PodNetwork {
         let failed = |error: Error| {
             error.context(format!("cannot join {} of {} to the VM", link.name, self.namespace))
         };
+        link.check().map_err(failed)?;
         redirect::check_free(socket, link.index).map_err(failed)?;
         let (tap, queues) = tap::open(socket, self.queue_pairs, link.mtu).map_err(failed)?;
         let redirect = Redirect::new(socket, &self.namespace, link.index, tap, &self.notes);
-        Ok(Ready { link: link.clone(), queues, redirect: redirect.map_err(failed)? })
+        let redirect = redirect.map_err(failed)?;
+        redirect.limit(socket, self.settings.bandwidth).map_err(failed)?;
+        Ok(Ready { link: link.clone(), queues, redirect })
     }
 
     /// The slot that the device is in.
     async fn plug(&self, link: &Link, queues: Vec<OwnedFd>) -> Result<u8, Error> {
         // Without an MTU, so that it can change later; the guest is told it.
-        let config = NetConfig { queues: (0..queues.len()).collect(), mac: link.mac, mtu: None };
+        let mut files = queues;
+        let pairs = files.len();
+        if self.settings.vhost {
+            files.extend(tap::vhost(pairs));
+        }
+        let config = NetConfig {
+            queues: (0..pairs).collect(),
+            vhost: (pairs..files.len()).collect(),
+            mac: link.mac,
+            mtu: None,
+        };
         self.vm
-            .plug(Plug::Net(config), queues)
+            .plug(Plug::Net(config), files)
             .await
             .map_err(|error| error.context(format!("cannot give the VM {}", link.name)))
     }

@@ -10,6 +10,7 @@ use husk_netlink::{Message, Socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::bandwidth::{self, Bandwidth};
 use super::namespace::Namespace;
 use crate::error::{Error, IoContext};
 use crate::run_dir::StateFile;
@@ -28,6 +29,9 @@ const TCA_MIRRED_PARMS: u16 = 2;
 const TCA_EGRESS_REDIR: i32 = 1;
 const TC_ACT_STOLEN: i32 = 4;
 
+/// Flags of what must not be there yet.
+pub const NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+
 /// The filter's place among others, of which there are none.
 const PRIORITY: u32 = 1;
 
@@ -37,6 +41,7 @@ const PRIORITY: u32 = 1;
 pub struct Redirect {
     namespace: Namespace,
     index: u32,
+    tap: u32,
 }
 
 /// The same in a pod's state file, for namespaces that outlive the pod.
@@ -66,11 +71,21 @@ impl Redirect {
         }
         let failed = || "cannot redirect its traffic".to_owned();
         socket.request(ingress(index)).context(failed)?;
-        let redirect = Redirect { namespace: namespace.clone(), index };
+        let redirect = Redirect { namespace: namespace.clone(), index, tap };
         socket.request(filter(index, tap)).context(failed)?;
         socket.request(ingress(tap)).context(failed)?;
         socket.request(filter(tap, index)).context(failed)?;
         Ok(redirect)
+    }
+
+    /// Limits how fast both ways are.
+    pub fn limit(&self, socket: &Socket, bandwidth: Bandwidth) -> Result<(), Error> {
+        for (index, rate) in [(self.tap, bandwidth.ingress), (self.index, bandwidth.egress)] {
+            if let Some(rate) = rate {
+                bandwidth::limit(socket, index, rate)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -103,17 +118,20 @@ pub fn undo(redirected: &Redirected) -> Result<(), Error> {
     }
 }
 
-/// Removes the ingress qdisc of an interface in the thread's namespace, and with it the
-/// filter. Neither need be there.
+/// Removes the qdiscs of an interface in the thread's namespace that are ours, and with them
+/// the filter. None need be there.
 fn remove(index: u32) -> Result<(), Error> {
-    let failed = || format!("cannot remove the ingress qdisc of interface {index}");
+    let failed = || format!("cannot remove the qdiscs of interface {index}");
     let socket = Socket::open().context(failed)?;
-    match socket.request(qdisc(libc::RTM_DELQDISC, 0, index)) {
-        Err(error) if ![Errno::ENODEV, Errno::ENOENT, Errno::EINVAL].contains(&error.errno) => {
-            Err(error).context(failed)
+    for request in [qdisc(libc::RTM_DELQDISC, 0, index), bandwidth::unlimit(index)] {
+        match socket.request(request) {
+            Err(error) if ![Errno::ENODEV, Errno::ENOENT, Errno::EINVAL].contains(&error.errno) => {
+                return Err(error).context(failed);
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn has_ingress(socket: &Socket, index: u32) -> Result<bool, husk_netlink::Error> {
@@ -125,8 +143,7 @@ fn has_ingress(socket: &Socket, index: u32) -> Result<bool, husk_netlink::Error>
 }
 
 fn ingress(index: u32) -> Message {
-    let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-    qdisc(libc::RTM_NEWQDISC, flags, index)
+    qdisc(libc::RTM_NEWQDISC, NEW, index)
 }
 
 fn qdisc(kind: u16, flags: u16, index: u32) -> Message {
@@ -136,8 +153,7 @@ fn qdisc(kind: u16, flags: u16, index: u32) -> Message {
 /// Redirects all that `from` receives to `to`.
 fn filter(from: u32, to: u32) -> Message {
     let all = u32::from((libc::ETH_P_ALL as u16).to_be());
-    let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-    message(libc::RTM_NEWTFILTER, flags, from, [0, HANDLE, PRIORITY << 16 | all])
+    message(libc::RTM_NEWTFILTER, NEW, from, [0, HANDLE, PRIORITY << 16 | all])
         .attribute(libc::TCA_KIND, "u32\0")
         .nest(libc::TCA_OPTIONS, |options| {
             options.attribute(TCA_U32_SEL, every_packet()).nest(TCA_U32_ACT, |actions| {
@@ -168,7 +184,7 @@ fn redirect_to(index: u32) -> [u8; 28] {
 }
 
 /// A message that begins with struct tcmsg; handle, parent and info.
-fn message(kind: u16, flags: u16, index: u32, [handle, parent, info]: [u32; 3]) -> Message {
+pub fn message(kind: u16, flags: u16, index: u32, [handle, parent, info]: [u32; 3]) -> Message {
     let mut body = [0; 20];
     body[4..8].copy_from_slice(&index.to_ne_bytes());
     body[8..12].copy_from_slice(&handle.to_ne_bytes());

@@ -6,8 +6,15 @@ use husk_netlink::{Attributes, Error, Message, Reply, Socket};
 use husk_protocol::agent::route::Kind;
 use husk_protocol::agent::{Address, Interface, Neighbour, Route, SetNetwork};
 
+use crate::error::Error as Refusal;
+
 /// Kinds of devices that are not joined: taps are ours, or the end of something like us.
 const TUN: &str = "tun";
+
+/// A kind that has a mode in its own attributes (linux/if_link.h).
+const IPVLAN: &str = "ipvlan";
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IPVLAN_MODE_L3S: u16 = 2;
 
 /// IPv6's settings in the attributes of a link (linux/if_link.h, linux/ipv6.h).
 const IFLA_INET6_CONF: u16 = 2;
@@ -31,6 +38,21 @@ pub struct Link {
     pub up: bool,
     no_arp: bool,
     no_ipv6: bool,
+    /// An ipvlan interface of the mode l3s.
+    layer_3s: bool,
+}
+
+impl Link {
+    /// Refuses one whose packets do not pass where they could be redirected.
+    pub fn check(&self) -> Result<(), Refusal> {
+        match self.layer_3s {
+            false => Ok(()),
+            true => Err(Refusal::precondition(
+                "it is an ipvlan interface of the mode l3s, whose packets the host's IP takes \
+                 before they are the interface's; use the mode l2 or l3",
+            )),
+        }
+    }
 }
 
 /// What was found, addresses, routes and neighbours with the number of their interface.
@@ -105,7 +127,8 @@ impl Survey {
 /// another interface or on top of one.
 fn link(reply: &Reply) -> Option<Link> {
     let (body, attributes) = reply.split::<16>()?;
-    let kind = attributes.inside(libc::IFLA_LINKINFO).text(libc::IFLA_INFO_KIND);
+    let info = attributes.inside(libc::IFLA_LINKINFO);
+    let kind = info.text(libc::IFLA_INFO_KIND);
     let below = attributes.get(libc::IFLA_LINK).is_some();
     let below_is_elsewhere = attributes.get(libc::IFLA_LINK_NETNSID).is_some();
     let flags = number(&body[8..]);
@@ -117,6 +140,7 @@ fn link(reply: &Reply) -> Option<Link> {
     if !joins {
         return None;
     }
+    let mode = info.inside(libc::IFLA_INFO_DATA).get(IFLA_IPVLAN_MODE);
     let inet6 = attributes.inside(libc::IFLA_AF_SPEC).inside(libc::AF_INET6 as u16);
     let disabled = inet6.get(IFLA_INET6_CONF).and_then(|list| list.get(DEVCONF_DISABLE_IPV6 * 4..));
     Some(Link {
@@ -128,6 +152,8 @@ fn link(reply: &Reply) -> Option<Link> {
         no_arp: has(libc::IFF_NOARP),
         // A kernel without IPv6 says nothing of it.
         no_ipv6: disabled.is_none_or(|disabled| number(disabled) != 0),
+        layer_3s: kind.as_deref() == Some(IPVLAN)
+            && mode == Some(&IPVLAN_MODE_L3S.to_ne_bytes()[..]),
     })
 }
 

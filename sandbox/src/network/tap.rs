@@ -12,6 +12,7 @@ use husk_netlink::{Message, Socket};
 use crate::error::{Error, IoContext};
 
 const TUN: &str = "/dev/net/tun";
+const VHOST: &str = "/dev/vhost-net";
 
 /// The kernel puts a number in the place of `%d` that makes it a name of its own.
 const NAME: &[u8] = b"husk%d";
@@ -49,6 +50,12 @@ pub fn open(socket: &Socket, queue_pairs: usize, mtu: u32) -> Result<(u32, Vec<O
     let index = nix::net::if_::if_nametoindex(name).context(|| format!("cannot find {name:?}"))?;
     bring_up(socket, index, mtu).context(|| format!("cannot bring {name:?} up"))?;
     Ok((index, queues))
+}
+
+/// vhost-net for each queue pair; nothing where this host has none.
+pub fn vhost(queue_pairs: usize) -> Vec<OwnedFd> {
+    let open = |_| OpenOptions::new().read(true).write(true).open(VHOST).map(OwnedFd::from);
+    (0..queue_pairs).map(open).collect::<Result<_, _>>().unwrap_or_default()
 }
 
 fn bring_up(socket: &Socket, index: u32, mtu: u32) -> Result<(), husk_netlink::Error> {

@@ -12,6 +12,7 @@
 //! io.containerd.runc.v2, which tells a fault of a case from one of husk.
 
 pub mod bundle;
+pub mod cni;
 pub mod config;
 mod daemon;
 pub mod events;

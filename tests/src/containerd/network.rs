@@ -3,10 +3,93 @@
 //! A network for a pod as a CNI plugin leaves it: a namespace with an interface whose other
 //! end is on the host. It is made with `ip`, and removed when it is dropped.
 
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::Lab;
+use super::leftovers::pids_of;
 use super::process::{LIMIT, Running, eventually};
+use crate::temporary;
+
+/// Prints what is in a network namespace but loopback, taps and what the kernel makes up by
+/// itself, in the words of one program on both sides.
+pub const SHOW: &str = "
+    for name in $(busybox ls /sys/class/net); do
+        case $name in lo | husk*) continue ;; esac
+        echo link $name $(cat /sys/class/net/$name/address /sys/class/net/$name/mtu)
+        busybox ip -o address show dev $name scope global | busybox sed 's/^[0-9]*: //; s/ secondary//; s/ noprefixroute//; s/ flags 02 / /'
+    done
+    { busybox ip route; busybox ip -6 route; } |
+        busybox sed 's/  */ /g; s/ proto [a-z]*//; s/ $//; /^fe80:/d; /^multicast/d; / lo /d' | busybox sort
+    busybox ip neigh show nud permanent | busybox sort";
+
+/// The flags of `ctr run` for the one or the other data path of husk's network devices: that
+/// of the host's kernel, and husk's own.
+pub struct DataPath {
+    vhost: bool,
+    settings: TempDir,
+}
+
+impl DataPath {
+    /// Those to be tested: both of husk; another runtime has one, without flags.
+    pub fn all(lab: &Lab) -> Vec<DataPath> {
+        let paths = if lab.is_husk() { vec![false, true] } else { vec![false] };
+        paths.into_iter().map(DataPath::new).collect()
+    }
+
+    fn new(vhost: bool) -> DataPath {
+        let settings = temporary("husk-path");
+        let text = format!("[vm]\nvhost_net = {vhost}\n");
+        std::fs::write(settings.path().join("config.toml"), text).expect("settings");
+        DataPath { vhost, settings }
+    }
+
+    pub fn flags(&self, lab: &Lab) -> Vec<String> {
+        match lab.is_husk() {
+            true => vec![
+                "--runtime-config-path".to_owned(),
+                self.settings.path().join("config.toml").display().to_string(),
+            ],
+            false => Vec::new(),
+        }
+    }
+
+    /// Fails the case unless the one VM that runs uses it.
+    #[track_caller]
+    pub fn check(&self, lab: &Lab) {
+        if !lab.is_husk() {
+            return;
+        }
+        let pids = pids_of("husk-vmm");
+        assert_eq!(pids.len(), 1, "VMs that run");
+        let names: Vec<String> = std::fs::read_dir(format!("/proc/{}/task", pids[0]))
+            .expect("threads")
+            .map(|task| std::fs::read_to_string(task.expect("a thread").path().join("comm")))
+            .map(|name| name.expect("its name").trim().to_owned())
+            .collect();
+        // The kernel's threads are named by whom they work for.
+        let of_kernel = names.iter().any(|name| name.starts_with("vhost-"));
+        let own = names.iter().any(|name| name == "net0");
+        assert_eq!((of_kernel, own), (self.vhost, !self.vhost), "{names:?}");
+    }
+}
+
+impl std::fmt::Display for DataPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.vhost { "by vhost-net" } else { "by the own path" })
+    }
+}
 
 /// A named network namespace.
 pub struct Netns {
@@ -40,6 +123,17 @@ impl Netns {
         run(&["ip", "netns", "exec", &self.name, "bash", "-c", line])
     }
 
+    /// Works in the namespace, on a thread that enters it and ends.
+    #[track_caller]
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(self.path()).expect("the namespace");
+        let entered = || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("setns");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(entered).join()).unwrap_or_else(|p| resume_unwind(p))
+    }
+
     /// Makes a veth pair: `name` in the namespace, with these addresses, and `other` on the
     /// host, with those. Both are up.
     #[track_caller]
@@ -58,7 +152,7 @@ impl Netns {
     /// Fails the case if a pod has left something here, which may take it a moment.
     #[track_caller]
     pub fn until_left(&self) {
-        let left = || self.run("tc qdisc show | grep ingress; ip -o link show type tun; :");
+        let left = || self.run("tc qdisc show | grep 'ingress\\|tbf'; ip -o link show type tun; :");
         assert!(eventually(LIMIT, || left().is_empty()), "left in the namespace:\n{}", left());
     }
 }
@@ -67,6 +161,70 @@ impl Drop for Netns {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// A namespace with what CNI's bridge gives a pod, both families.
+pub fn bridged(name: &str) -> Netns {
+    let netns = Netns::new(name);
+    netns.add_veth(
+        "eth0",
+        &["10.88.0.2/24", "fd00:88::2/64"],
+        "pod0",
+        &["10.88.0.1/24", "fd00:88::1/64"],
+    );
+    netns.ip("route add default via 10.88.0.1");
+    netns.ip("-6 route add default via fd00:88::1");
+    netns
+}
+
+/// SHA-256, as sha256sum writes it.
+pub fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The body of what a web server has, once it is up.
+#[track_caller]
+pub fn fetch(address: &str, path: &str) -> Vec<u8> {
+    let mut stream = None;
+    let connected = eventually(LIMIT, || {
+        stream = TcpStream::connect(address).ok();
+        stream.is_some()
+    });
+    assert!(connected, "nobody listens on {address}");
+    ask(stream.expect("a connection"), path, LIMIT).expect("an answer")
+}
+
+/// The same if it is up now and stays so: nothing is waited for longer than a few seconds.
+pub fn try_fetch(address: &str, path: &str) -> io::Result<Vec<u8>> {
+    const SHORT: Duration = Duration::from_secs(3);
+    let address = address.parse().map_err(io::Error::other)?;
+    ask(TcpStream::connect_timeout(&address, SHORT)?, path, SHORT)
+}
+
+fn ask(mut stream: TcpStream, path: &str, limit: Duration) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n");
+    let head = head.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(answer.split_off(head + 4))
+}
+
+/// Sends these bytes to whoever connects first; the port.
+pub fn serve_once(address: &str, bytes: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("listen");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || listener.accept().and_then(|(mut stream, _)| stream.write_all(&bytes)));
+    port
+}
+
+/// A web server that has /small, and so many random bytes at /data.
+pub fn server(len: usize) -> String {
+    format!(
+        "mkdir /www && cd /www && echo small >small && head -c {len} /dev/urandom >data &&
+            exec httpd -f -p 8080 -h /www"
+    )
 }
 
 fn nodad(address: &str) -> &str {
@@ -80,8 +238,21 @@ pub fn ip(words: &str) -> String {
     run(&words)
 }
 
+/// Loads what the plugin bandwidth works with, without the interfaces that come with it.
 #[track_caller]
-fn run(words: &[&str]) -> String {
+pub fn load_ifb() {
+    run(&["modprobe", "ifb", "numifbs=0"]);
+}
+
+/// The token buckets among what `tc -s -j qdisc show` has said: what limits a rate.
+pub fn buckets(said: &str) -> Vec<Value> {
+    let mut qdiscs: Vec<Value> = serde_json::from_str(said).expect("a list");
+    qdiscs.retain(|qdisc| qdisc["kind"] == "tbf");
+    qdiscs
+}
+
+#[track_caller]
+pub fn run(words: &[&str]) -> String {
     let mut running = Running::start(Command::new(words[0]).args(&words[1..]));
     running.close_stdin();
     let output = running.wait();

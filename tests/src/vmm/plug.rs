@@ -92,7 +92,12 @@ impl Guest {
 
     fn plug_net(&mut self, tap: &Tap, mtu: u16) -> u8 {
         let queues = (0..tap.queues.len()).collect();
-        let device = Plug::Net(NetConfig { queues, mac: [2, 0, 0, 0, 0, 0xbb], mtu: Some(mtu) });
+        let device = Plug::Net(NetConfig {
+            queues,
+            vhost: Vec::new(),
+            mac: [2, 0, 0, 0, 0, 0xbb],
+            mtu: Some(mtu),
+        });
         self.try_plug(device, &tap.queues.iter().collect::<Vec<_>>()).expect("plug a tap")
     }
 
@@ -244,7 +249,9 @@ pub fn most() {
 pub fn refused() {
     let mut guest = Guest::boot(1);
     let before = guest.resources();
-    let net = |queues: Vec<usize>, mac| Plug::Net(NetConfig { queues, mac, mtu: None });
+    let net = |queues: Vec<usize>, mac| {
+        Plug::Net(NetConfig { queues, vhost: Vec::new(), mac, mtu: None })
+    };
     let mac = [2, 0, 0, 0, 0, 1];
     let null = File::open("/dev/null").expect("/dev/null");
     // Only one queue where two need a tap that is made for it.

@@ -3,87 +3,22 @@
 //! A pod's network: what its namespace on the host has, the guest has.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::thread;
+use std::path::Path;
 
 use husk_tests::containerd::bundle::Bundle;
 use husk_tests::containerd::leftovers::pids_of;
-use husk_tests::containerd::network::{Netns, ip};
+use husk_tests::containerd::network::{
+    Netns, SHOW, bridged, buckets, fetch, hash, ip, serve_once, server,
+};
 use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::{CTR_NAMESPACE, Lab, case, husk_case};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 /// What is sent in each direction, in bytes; less where it is not about much.
 const LEN: usize = 20 << 20;
-
-/// Prints what is in a network namespace but loopback, taps and what the kernel makes up by
-/// itself, in the words of one program on both sides.
-const SHOW: &str = "
-    for name in $(busybox ls /sys/class/net); do
-        case $name in lo | husk*) continue ;; esac
-        echo link $name $(cat /sys/class/net/$name/address /sys/class/net/$name/mtu)
-        busybox ip -o address show dev $name scope global | busybox sed 's/^[0-9]*: //; s/ secondary//; s/ noprefixroute//'
-    done
-    { busybox ip route; busybox ip -6 route; } |
-        busybox sed 's/  */ /g; s/ proto [a-z]*//; s/ $//; /^fe80:/d; /^multicast/d; / lo /d' | busybox sort
-    busybox ip neigh show nud permanent | busybox sort";
-
-/// A namespace with what CNI's bridge gives a pod, both families.
-fn bridged(name: &str) -> Netns {
-    let netns = Netns::new(name);
-    netns.add_veth(
-        "eth0",
-        &["10.88.0.2/24", "fd00:88::2/64"],
-        "pod0",
-        &["10.88.0.1/24", "fd00:88::1/64"],
-    );
-    netns.ip("route add default via 10.88.0.1");
-    netns.ip("-6 route add default via fd00:88::1");
-    netns
-}
-
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The body of what a web server has, once it is up.
-#[track_caller]
-fn fetch(address: &str, path: &str) -> Vec<u8> {
-    let mut stream = None;
-    let connected = eventually(LIMIT, || {
-        stream = TcpStream::connect(address).ok();
-        stream.is_some()
-    });
-    assert!(connected, "nobody listens on {address}");
-    let mut stream = stream.expect("a connection");
-    stream.set_read_timeout(Some(LIMIT)).expect("a limit");
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("ask");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
-    let head = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
-    answer.split_off(head + 4)
-}
-
-/// Sends these bytes to whoever connects first; the port.
-fn serve_once(address: &str, bytes: Vec<u8>) -> u16 {
-    let listener = TcpListener::bind((address, 0)).expect("listen");
-    let port = listener.local_addr().expect("an address").port();
-    thread::spawn(move || listener.accept().and_then(|(mut stream, _)| stream.write_all(&bytes)));
-    port
-}
-
-/// A web server that has /small, and so many random bytes at /data.
-fn server(len: usize) -> String {
-    format!(
-        "mkdir /www && cd /www && echo small >small && head -c {len} /dev/urandom >data &&
-            exec httpd -f -p 8080 -h /www"
-    )
-}
 
 #[test]
 fn interface_of_the_namespace() {
@@ -152,7 +87,10 @@ fn several_interfaces() {
             if lab.is_husk() {
                 let queues =
                     lab.exec_sh("two", "nproc; ls -d /sys/class/net/eth0/queues/rx-* | wc -l");
-                assert_eq!(queues, "2\n2", "a queue for each vCPU");
+                // No more vCPUs than the host has CPUs.
+                let vcpus =
+                    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2));
+                assert_eq!(queues, format!("{vcpus}\n{vcpus}"), "a queue for each vCPU");
             }
             lab.remove("two");
             netns.until_left();
@@ -279,13 +217,71 @@ fn namespace_that_is_taken() {
     });
 }
 
+/// A file of settings that lets pods say how fast their network is, and the flags that make
+/// use of it.
+fn with_rates(directory: &Path, rate: u32) -> Vec<String> {
+    let names = ["io.husk.ingress-bandwidth", "io.husk.egress-bandwidth"];
+    let settings = directory.join("config.toml");
+    fs::write(&settings, format!("[annotations]\nallowed = {names:?}\n")).expect("settings");
+    let mut flags = vec!["--runtime-config-path".to_owned(), settings.display().to_string()];
+    for name in names {
+        flags.extend(["--annotation".to_owned(), format!("{name}={rate}")]);
+    }
+    flags
+}
+
+#[test]
+fn rates_by_annotation() {
+    husk_case("a pod's annotations limit both directions of its interfaces", |lab| {
+        const LEN: usize = 1 << 20;
+        const RATE: u32 = 4_000_000;
+        let directory = husk_tests::temporary("husk-rates");
+        let netns = bridged("husk-rates");
+        let netns_flag = netns.flag();
+        let flags = with_rates(directory.path(), RATE);
+        let mut words = vec!["--with-ns", &netns_flag];
+        words.extend(flags.iter().map(String::as_str));
+        lab.detached(&words, "rates", &["sh", "-c", &server(LEN)]);
+        let limits = || buckets(&netns.run("tc -s -j qdisc show"));
+        let devices: Vec<_> = limits().iter().map(|limit| limit["dev"].clone()).collect();
+        assert_eq!(devices, ["eth0", "husk0"], "{:?}", limits());
+        let has_met = |device: &str| {
+            let limits = limits();
+            let limit = limits.iter().find(|limit| limit["dev"] == device).expect("the limit");
+            assert_eq!(limit["options"]["rate"], RATE / 8, "{limit}");
+            limit["overlimits"] != 0
+        };
+        assert!(!has_met("husk0"), "nothing has been sent to the pod yet");
+        let data = fetch("10.88.0.2:8080", "/data");
+        assert_eq!(lab.exec_sh("rates", "sha256sum </www/data | cut -c1-64"), hash(&data));
+        assert!(has_met("eth0"), "{LEN} bytes have not met the limit: {:?}", limits());
+        let port = serve_once("10.88.0.1", data.clone());
+        let theirs = lab.exec_sh("rates", &format!("nc 10.88.0.1 {port} | sha256sum | cut -c1-64"));
+        assert_eq!(theirs, hash(&data));
+        assert!(has_met("husk0"), "{LEN} bytes have not met the limit: {:?}", limits());
+        lab.remove("rates");
+        netns.until_left();
+
+        let annotation = ["--annotation", "io.husk.egress-bandwidth=1M"];
+        lab.run(&annotation, "rates", &["true"]).failed_with("not allowed on this node");
+        netns.run("tc qdisc add dev eth0 root handle 1: pfifo");
+        lab.run(&words, "rates", &["true"]).failed_with("it has a queueing discipline already");
+        netns.until_left();
+        assert!(netns.run("tc qdisc show dev eth0").contains("pfifo"), "somebody else's");
+    });
+}
+
 #[test]
 fn nothing_is_left_after_a_crash() {
     husk_case("shim or VMM killed: nothing is left in the namespace", |lab| {
         let netns = bridged("husk-crash");
+        let directory = husk_tests::temporary("husk-crash");
+        let (netns_flag, rates) = (netns.flag(), with_rates(directory.path(), 100_000_000));
+        let mut flags = vec!["--with-ns", &netns_flag];
+        flags.extend(rates.iter().map(String::as_str));
         for program in ["husk-vmm".to_owned(), lab.shim()] {
             let before = pids_of(&program);
-            lab.idle(&["--with-ns", &netns.flag()], "crash");
+            lab.idle(&flags, "crash");
             let new = pids_of(&program).into_iter().find(|pid| !before.contains(pid));
             kill(Pid::from_raw(new.expect("a process")), Signal::SIGKILL).expect("SIGKILL");
             let gone = || lab.status("crash").is_none_or(|status| status == "STOPPED");
@@ -296,6 +292,16 @@ fn nothing_is_left_after_a_crash() {
             lab.ctr(&["containers", "rm", "crash"]).ended(0);
             netns.until_left();
         }
+    });
+}
+
+#[test]
+fn no_network() {
+    case("a namespace that nobody sets up: loopback, and it works", |lab| {
+        let script =
+            "ls /sys/class/net; ip link set lo up; ping -c 1 -W 20 127.0.0.1 | grep -c ' 0% '
+            ! ping -c 1 -W 1 10.88.0.1 >/dev/null 2>&1";
+        assert_eq!(lab.sh("lonely", script).ended(0).text(), "lo\n1");
     });
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::{Bytes, GuestAddress, GuestRam};
+use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestRam};
 
 /// A chain of descriptors. Its iterators and readers yield only buffers inside guest RAM,
 /// and at most as many as the queue is long.
@@ -37,6 +37,8 @@ const USED_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
 const AVAIL_HEADER: u64 = 4;
 const AVAIL_ELEMENT: u64 = 2;
+/// Length of a descriptor (2.7.5).
+const DESCRIPTOR: u64 = 16;
 
 /// The ring was checked to lie in RAM before it was taken into use.
 fn in_ring(error: vm_memory::GuestMemoryError) -> virtio_queue::Error {
@@ -58,6 +60,17 @@ pub struct Counters {
 
 fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
+}
+
+/// What somebody else needs to serve a queue: its rings by their addresses in this process, as
+/// a whole in RAM, and the eventfds.
+pub struct Shared {
+    pub size: u16,
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
+    pub kick: RawFd,
+    pub interrupt: RawFd,
 }
 
 /// A queue and the guest RAM that it lies in; owned by the device's thread.
@@ -91,6 +104,28 @@ impl VirtQueue {
     /// How many entries the driver has given it.
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// For whoever serves it in our place, from its beginning.
+    pub fn share(&self) -> Result<Shared, QueueError> {
+        if !self.queue.is_valid(&self.ram) {
+            return Err(virtio_queue::Error::QueueNotReady.into());
+        }
+        let entries = u64::from(self.queue.size());
+        let host = |start: u64, len: u64| {
+            // In one region, so that nothing of ours is behind it.
+            let slice = self.ram.get_slice(GuestAddress(start), len as usize).map_err(in_ring)?;
+            Ok::<u64, QueueError>(slice.ptr_guard_mut().as_ptr() as u64)
+        };
+        Ok(Shared {
+            size: self.queue.size(),
+            descriptors: host(self.queue.desc_table(), DESCRIPTOR * entries)?,
+            // Each with an event index behind its elements.
+            available: host(self.queue.avail_ring(), AVAIL_HEADER + AVAIL_ELEMENT * entries + 2)?,
+            used: host(self.queue.used_ring(), USED_HEADER + USED_ELEMENT * entries + 2)?,
+            kick: self.kick.as_raw_fd(),
+            interrupt: self.interrupt.as_raw_fd(),
+        })
     }
 
     /// Serves every chain that is available: `handle` returns how many bytes it wrote into

@@ -2,7 +2,8 @@
 
 //! Network device (virtio 1.3, 5.1) on a tap of the host, which the supervisor opens: one
 //! descriptor for each queue pair, and a thread for each (`pair`). Frames go from the tap into
-//! the guest's buffers (`receive`) and back (`transmit`) without a copy in between.
+//! the guest's buffers (`receive`) and back (`transmit`) without a copy in between. Where the
+//! supervisor gives vhost-net too, the host's kernel does all of that instead (`vhost`).
 //!
 //! Checksums and segmentation are left to whoever has to do them last: a header before each
 //! frame says what is still to do (`header`).
@@ -14,19 +15,23 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod vhost;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Fault;
 use super::queue::VirtQueue;
 use super::worker::Worker;
 use super::{Activation, TYPE_NET, VirtioDevice};
 use crate::config::{MAX_QUEUE_PAIRS, NetConfig};
+use crate::memory::GuestRam;
 use features::*;
-use pair::{Pair, Switch};
+use pair::{Control, Pair, Switch};
 use tap::Tap;
+use vhost::Vhost;
 
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 16;
@@ -81,6 +86,8 @@ impl Direction {
 
 pub struct Net {
     taps: Vec<Arc<Tap>>,
+    /// One for each tap, or none.
+    vhosts: Vec<Vhost>,
     offered: u64,
     config: [u8; 12],
     queue_sizes: Vec<u16>,
@@ -104,6 +111,11 @@ impl Net {
         let taps = config.queues.into_iter().map(|fd| Tap::new(fd, pairs > 1).map(Arc::new));
         let taps = taps.collect::<io::Result<Vec<_>>>()?;
 
+        if ![0, pairs].contains(&config.vhost.len()) {
+            return refused(format!("vhost-net for {} of {pairs} pairs", config.vhost.len()));
+        }
+        let vhosts = config.vhost.into_iter().map(Vhost::new).collect::<io::Result<_>>()?;
+
         let mut offered = MAC | CSUM | GUEST_CSUM | MRG_RXBUF | HOST_ECN | GUEST_ECN;
         offered |= HOST_TSO4 | HOST_TSO6 | GUEST_TSO4 | GUEST_TSO6;
         if taps[0].knows_udp_segmentation() {
@@ -123,7 +135,7 @@ impl Net {
         bytes[8..10].copy_from_slice(&(pairs as u16).to_le_bytes());
         bytes[10..].copy_from_slice(&config.mtu.unwrap_or(0).to_le_bytes());
         let (counters, workers) = (Arc::default(), Vec::new());
-        Ok(Net { taps, offered, config: bytes, queue_sizes, counters, workers })
+        Ok(Net { taps, vhosts, offered, config: bytes, queue_sizes, counters, workers })
     }
 }
 
@@ -162,6 +174,9 @@ impl VirtioDevice for Net {
         for tap in &self.taps[1..] {
             let _ = tap.attach(false);
         }
+        if !self.vhosts.is_empty() {
+            return self.hand_over(pairs, queues, control, &ram, features, fault);
+        }
         let switches = (1..pairs).map(|_| Switch::new().map(Arc::new));
         let switches = switches.collect::<io::Result<Vec<_>>>()?;
         let mut queues = queues.into_iter();
@@ -183,5 +198,30 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.workers.clear();
+        self.vhosts.iter().for_each(Vhost::stop);
+    }
+}
+
+impl Net {
+    /// Has the host's kernel serve the first queues, two for each pair.
+    fn hand_over(
+        &mut self,
+        pairs: usize,
+        queues: Vec<VirtQueue>,
+        control: Option<VirtQueue>,
+        ram: &GuestRam,
+        features: u64,
+        fault: Fault,
+    ) -> io::Result<()> {
+        let mut queues = queues.into_iter();
+        for (vhost, tap) in self.vhosts.iter().zip(&self.taps).take(pairs) {
+            let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else { break };
+            vhost.start(features, ram, tap, &[receive, transmit])?;
+        }
+        if let Some(queue) = control {
+            let control = Control { queue, taps: self.taps[1..pairs].to_vec() };
+            self.workers.push(Worker::spawn("net", control, fault)?);
+        }
+        Ok(())
     }
 }

@@ -143,29 +143,53 @@ impl Pair {
 
     fn control(&mut self) -> io::Result<()> {
         let Pair { queues, others, .. } = self;
-        let ram = queues[CONTROL].ram().clone();
-        queues[CONTROL].serve(|chain| {
-            let mut reader = chain.clone().reader(&ram).map_err(io::Error::other)?;
-            let mut writer = chain.writer(&ram).map_err(io::Error::other)?;
-            let answer = match (reader.read_obj::<[u8; 2]>(), reader.read_obj::<u16>()) {
-                (Ok(MQ_PAIRS_SET), Ok(pairs)) => use_pairs(others, usize::from(pairs)),
-                _ => ERR,
-            };
-            writer.write_all(&[answer])?;
-            Ok(1)
-        })
+        serve_control(&mut queues[CONTROL], others.len(), |other, on| others[other].turn(on))
     }
 }
 
-/// The driver uses this many pairs (5.1.6.5).
-fn use_pairs(others: &[Arc<Switch>], pairs: usize) -> u8 {
-    if !(1..=others.len() + 1).contains(&pairs) {
-        return ERR;
+/// Serves the control queue of a device with so many pairs beside the first; `turn` has one
+/// of them used or not.
+fn serve_control(
+    queue: &mut VirtQueue,
+    others: usize,
+    turn: impl Fn(usize, bool),
+) -> io::Result<()> {
+    let ram = queue.ram().clone();
+    queue.serve(|chain| {
+        let mut reader = chain.clone().reader(&ram).map_err(io::Error::other)?;
+        let mut writer = chain.writer(&ram).map_err(io::Error::other)?;
+        let answer = match (reader.read_obj::<[u8; 2]>(), reader.read_obj::<u16>()) {
+            // The driver uses this many pairs (5.1.6.5).
+            (Ok(MQ_PAIRS_SET), Ok(pairs)) if (1..=others + 1).contains(&usize::from(pairs)) => {
+                (0..others).for_each(|other| turn(other, other + 1 < usize::from(pairs)));
+                OK
+            }
+            _ => ERR,
+        };
+        writer.write_all(&[answer])?;
+        Ok(1)
+    })
+}
+
+/// The control queue alone, of a device whose pairs the host's kernel serves.
+pub struct Control {
+    pub queue: VirtQueue,
+    /// Those of the other pairs.
+    pub taps: Vec<Arc<Tap>>,
+}
+
+impl Serve for Control {
+    fn queues(&self) -> &[VirtQueue] {
+        std::slice::from_ref(&self.queue)
     }
-    for (index, switch) in others.iter().enumerate() {
-        switch.turn(index + 1 < pairs);
+
+    fn kicked(&mut self, _queue: usize, _poll: &Poll) -> io::Result<()> {
+        let Control { queue, taps } = self;
+        serve_control(queue, taps.len(), |other, on| {
+            // It fails if it is so already, or the tap is gone; then no frames come or go.
+            let _ = taps[other].attach(on);
+        })
     }
-    OK
 }
 
 impl Serve for Pair {

@@ -397,7 +397,8 @@ fn what_is_no_tap_is_refused() {
     let open = |count: usize, mac, mtu| {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null"));
         let queues = (0..count).map(|_| null()).collect();
-        let refused = Net::new(NetConfig { queues, mac, mtu }).err().expect("an error");
+        let refused =
+            Net::new(NetConfig { queues, vhost: Vec::new(), mac, mtu }).err().expect("an error");
         refused.to_string()
     };
     let good = [2, 0, 0, 0, 0, 1];
