@@ -14,4 +14,5 @@ mod logs;
 mod names;
 mod namespaces;
 mod network;
+mod storms;
 mod volumes;
