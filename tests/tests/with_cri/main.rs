@@ -4,6 +4,10 @@
 //! is a subject; a test is a case with its line of what it checks. See `husk_tests::cri` for
 //! how they run.
 
+mod behaviours_exec;
+mod behaviours_life;
+mod behaviours_resources;
+mod behaviours_security;
 mod crash;
 mod crowd;
 mod exec;

@@ -142,9 +142,8 @@ fn kills() {
         cri.lab.end_containerd(Signal::SIGKILL);
         restart();
         let lengths = [false, true].map(|bridged| {
-            let (progress, done) = mpsc::channel();
-            struck_life(cri, bridged, &progress).expect("a pod that nobody strikes");
-            drop(progress);
+            let (told, done) = mpsc::channel();
+            struck_life(cri, bridged, told).expect("a pod that nobody strikes");
             done.into_iter().collect::<Vec<Duration>>()
         });
         // Its shim has an event for containerd now, and so a connection.
@@ -158,8 +157,8 @@ fn kills() {
             let delay = lengths[usize::from(bridged)][step] * random.below(1000) as u32 / 1000;
             let others = [HUSK_SHIM, "husk-vmm"].map(pids_of).concat();
             let (said, killed) = thread::scope(|scope| {
-                let (progress, done) = mpsc::channel();
-                let life = scope.spawn(move || struck_life(cri, bridged, &progress));
+                let (told, done) = mpsc::channel();
+                let life = scope.spawn(move || struck_life(cri, bridged, told));
                 let killed =
                     strike(cri, victim, &others, &done, (step, delay), &|| life.is_finished());
                 (life.join(), killed)
@@ -174,6 +173,11 @@ fn kills() {
             }
             killed_so_far += usize::from(killed);
             let retried = remove_all_but(&bystander.id);
+            // A Create that containerd did not live to see done is undone, and its shim, which a
+            // new containerd may take for one that has work, ends when nobody has given it any
+            // for a minute.
+            let left = || [HUSK_SHIM, "husk-vmm"].map(pids_of).concat();
+            eventually(LIMIT, || left().iter().all(|pid| others.contains(pid)));
             println!(
                 "{killed_so_far}: {victim:?} {} {delay:?} into {:?}, bridge {bridged}: {outcome}{retried}",
                 if killed { "killed" } else { "was not there" },
@@ -187,8 +191,7 @@ fn kills() {
 }
 
 /// Kills one that is not among the others, at its moment: so long after the step began, or when
-/// it is done if that is sooner.
-/// Whether there was anything to kill.
+/// it is done if that is sooner. Whether there was anything to kill.
 fn strike(
     cri: &Cri,
     victim: Victim,
@@ -219,57 +222,52 @@ fn strike(
     found.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
 }
 
-/// A pod's life as far as it comes, and the step that failed. Tells the length of each step
-/// when it is done.
-fn struck_life(
-    cri: &Cri,
-    bridged: bool,
-    progress: &Sender<Duration>,
-) -> Result<(), (usize, Refusal)> {
-    let mut step = 0;
-    let mut began = Instant::now();
-    let mut done = || {
+/// How far a pod's life has come.
+struct Progress {
+    step: usize,
+    began: Instant,
+    told: Sender<Duration>,
+}
+
+impl Progress {
+    /// The end of a step: tells its length, or gives it back with why it failed.
+    fn done<T>(&mut self, step: Result<T, Refusal>) -> Result<T, (usize, Refusal)> {
+        let value = step.map_err(|refusal| (self.step, refusal))?;
         // Nobody may listen any more.
-        let _ = progress.send(began.elapsed());
-        began = Instant::now();
-        step += 1;
-        step
-    };
-    let at = |step: usize| move |refusal: Refusal| (step, refusal);
-    let mut now = 0;
-    let pod = Pod::run(cri, "struck", |config| {
+        let _ = self.told.send(self.began.elapsed());
+        self.step += 1;
+        self.began = Instant::now();
+        Ok(value)
+    }
+}
+
+/// A pod's life as far as it comes, by the steps above, and the step that failed. Tells the
+/// length of each step when it is done.
+fn struck_life(cri: &Cri, bridged: bool, told: Sender<Duration>) -> Result<(), (usize, Refusal)> {
+    let mut progress = Progress { step: 0, began: Instant::now(), told };
+    let pod = progress.done(Pod::run(cri, "struck", |config| {
         if bridged {
             on_bridge(config, 20_000);
         }
-    })
-    .map_err(at(now))?;
-    now = done();
+    }))?;
     let volume = pod.volume("v");
+    let with_volume = |config: &mut api::ContainerConfig| mount(config, &volume, "/v", false);
     let mut containers = Vec::new();
     for name in ["a", "b"] {
-        let with_volume = |config: &mut api::ContainerConfig| mount(config, &volume, "/v", false);
         let container = Container::create(&pod, name, &["sleep", "100000"], with_volume);
-        let container = container.map_err(at(now))?;
-        now = done();
-        container.try_start().map_err(at(now))?;
-        now = done();
-        let answer = container.exec(&["sh", "-c", "echo of $0 >/v/file; cat /v/file", name], 0);
-        let answer = answer.map_err(at(now))?;
+        let container = progress.done(container)?;
+        progress.done(container.try_start())?;
+        let line = "echo of $0 >/v/file; cat /v/file";
+        let answer = progress.done(container.exec(&["sh", "-c", line, name], 0))?;
         if answer.exit_code == 0 {
             assert_eq!(String::from_utf8_lossy(&answer.stdout), format!("of {name}\n"));
         }
-        now = done();
         containers.push(container);
     }
-    containers[0].try_stop(0).map_err(at(now))?;
-    now = done();
-    containers[0].try_remove().map_err(at(now))?;
-    now = done();
-    pod.try_stop().map_err(at(now))?;
-    now = done();
-    pod.try_remove_only().map_err(at(now))?;
-    done();
-    Ok(())
+    progress.done(containers[0].try_stop(0))?;
+    progress.done(containers[0].try_remove())?;
+    progress.done(pod.try_stop())?;
+    progress.done(pod.try_remove_only())
 }
 
 /// Ends the leases of what containerd had begun when it was killed. They hold a snapshot that
