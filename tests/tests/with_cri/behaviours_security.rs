@@ -182,6 +182,14 @@ fn sysctls_and_limits_of_processes() {
                     let line = format!("echo 1 >/proc/sys/{path}");
                     assert_ne!(code(&container, &line), 0, "{key} can be changed");
                 }
+                // Of the lab's containerd, which no service manager has started, runc's have less.
+                if cri.lab.is_husk() {
+                    let limits = "awk '/^Max (open files|processes)/ { print $(NF-2), $(NF-1) }'";
+                    let found =
+                        container.exec_sh(&format!("{limits} /proc/self/limits /proc/1/limits"));
+                    let each = "unlimited unlimited\n1048576 1048576";
+                    assert_eq!(found, format!("{each}\n{each}"), "processes and open files");
+                }
             }
             pod.remove();
         },
