@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! What the first process of the guest does for itself: a root that containers can pivot
-//! away from, the kernel's file systems, the cgroup tree, the loopback device, and at the
-//! end the power switch. Each step is small because time to Hello is a promised figure.
+//! away from, the kernel's file systems, limits, the cgroup tree, the loopback device, and at
+//! the end the power switch. Each step is small because time to Hello is a promised figure.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,6 +12,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::error::{Doing, Error, Result};
+
+/// Open files of a process, as many as the kernel allows unless it is told otherwise.
+const OPEN_FILES: libc::rlim_t = 1 << 20;
 
 /// The cgroup that holds those of the containers.
 pub const CGROUPS: &str = "/sys/fs/cgroup/husk";
@@ -77,6 +80,23 @@ pub fn prepare_for_containers() -> Result<()> {
         let wanted: Vec<String> = offered.split_whitespace().map(|c| format!("+{c}")).collect();
         let control = Path::new(cgroup).join("cgroup.subtree_control");
         std::fs::write(&control, wanted.join(" ")).doing(format!("write {control:?}"))?;
+    }
+    Ok(())
+}
+
+/// Lifts the limits that processes inherit from this one. The kernel's own are for a small
+/// machine without an administrator: 1024 files, or 4096 for who asks, and processes by its
+/// memory at boot. A container without limits of its own, as Kubernetes makes them, expects
+/// those of containerd's service, where files are as many as can be and processes not limited.
+pub fn lift_limits() -> Result<()> {
+    for (resource, limit) in
+        [(libc::RLIMIT_NOFILE, OPEN_FILES), (libc::RLIMIT_NPROC, libc::RLIM_INFINITY)]
+    {
+        let value = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: setrlimit() reads an rlimit, which is alive during the call.
+        if unsafe { libc::setrlimit(resource, &raw const value) } < 0 {
+            return Err(io::Error::last_os_error()).doing(format!("lift the limit {resource}"));
+        }
     }
     Ok(())
 }

@@ -107,6 +107,7 @@ fn hello(started_ns: u64) -> Result<Frame> {
 fn prepare(in_vm: bool) -> Result<()> {
     if in_vm {
         boot::mount_all()?;
+        boot::lift_limits()?;
     }
     boot::loopback_up()?;
     boot::prepare_for_containers()

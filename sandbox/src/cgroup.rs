@@ -74,6 +74,22 @@ impl Places {
         Ok(Places { places })
     }
 
+    /// Refuses cgroups in which processes of others are: they would be counted and limited
+    /// with the pod, and moved away at its end.
+    pub fn refuse_others(&self) -> Result<(), Error> {
+        let own = std::process::id().to_string();
+        for Place { directory, .. } in &self.places {
+            if let Some(other) = processes_below(directory).iter().find(|pid| **pid != own) {
+                return Err(Error::precondition(format!(
+                    "linux.cgroupsPath of the container's config.json names a cgroup that has \
+                     other processes: {} has {other}; give the container one of its own",
+                    directory.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Moves what is still in there to where the makers were, and removes the directories.
     pub fn remove(&self) -> Result<(), Error> {
         let mut errors = Vec::new();
@@ -99,11 +115,12 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Removes it and reports what could not be removed.
-    pub fn remove(self) -> Result<(), Error> {
-        let done = self.0.remove();
-        std::mem::forget(self);
-        done
+    /// Removes it and reports what could not be removed. What has been killed there may take
+    /// its time, so it is waited for beside the caller's thread.
+    pub async fn remove(mut self) -> Result<(), Error> {
+        let places = Places { places: std::mem::take(&mut self.0.places) };
+        let work = tokio::task::spawn_blocking(move || places.remove());
+        work.await.map_err(|_| Error::internal("the removal of a cgroup was given up"))?
     }
 }
 
@@ -127,16 +144,26 @@ impl Place {
                 let _ = write(&self.home.join("cgroup.procs"), process);
             }
             match fs::remove_dir(&self.directory) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
-                {
-                    // Processes that were killed and are not quite gone.
+                // Processes that were killed and are not quite gone.
+                Err(_) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 removed => return removed,
             }
         }
     }
+}
+
+/// The processes of a cgroup and of all below it; none of one that is not there.
+fn processes_below(directory: &Path) -> Vec<String> {
+    let processes = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<_> = processes.lines().map(str::to_owned).collect();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(processes_below(&entry.path()));
+        }
+    }
+    found
 }
 
 /// The path below a hierarchy's root. `slice:prefix:name` is systemd's notation.
@@ -248,6 +275,42 @@ mod tests {
         );
         fs::write(root.path().join("cgroup.controllers"), "").expect("write");
         assert_eq!(directories("0::/service\n"), [both("pod/c", "service")]);
+    }
+
+    /// A cgroup with these processes: a directory with the file that lists them.
+    fn cgroup(directory: &Path, processes: &str) -> Places {
+        fs::create_dir_all(directory).expect("mkdir");
+        fs::write(directory.join("cgroup.procs"), processes).expect("write");
+        Places { places: vec![Place { directory: directory.into(), home: "/nonexistent".into() }] }
+    }
+
+    #[test]
+    fn processes_of_others_are_refused() {
+        let root = tempfile::tempdir().expect("directory");
+        let pod = root.path().join("pod");
+        let own = format!("{}\n", std::process::id());
+        let places = cgroup(&pod, &own);
+        places.refuse_others().expect("this process alone");
+        cgroup(&pod.join("below"), "");
+        places.refuse_others().expect("empty ones below");
+        cgroup(&pod.join("below/further"), "4194305\n");
+        let error = places.refuse_others().expect_err("another below");
+        assert!(error.message.contains("cgroupsPath") && error.message.contains("4194305"));
+        cgroup(&pod, &format!("{own}4194306\n"));
+        let error = places.refuse_others().expect_err("another beside this one");
+        assert!(error.message.contains("4194306"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn removal_waits_beside_the_callers_thread() {
+        let root = tempfile::tempdir().expect("directory");
+        // What is in the way goes only if this thread goes on meanwhile.
+        let busy = root.path().join("busy");
+        let removal = Cgroup(cgroup(&busy, "")).remove();
+        let (removed, ()) = tokio::join!(removal, async {
+            fs::remove_file(busy.join("cgroup.procs")).expect("remove");
+        });
+        removed.expect("it is removed");
     }
 
     #[test]

@@ -139,6 +139,7 @@ impl Sandbox {
         let inputs = Inputs::open(&launch.kvm, &assets)?;
         let netns = launch.network.open()?;
         let places = Places::of(&launch.cgroups_path)?;
+        places.refuse_others()?;
         let run = RunDir::create(&launch.run_root, &launch.namespace, &launch.id)?;
         run.record_cgroup(&places)?;
         // husk-vmm is born where we are.
@@ -264,7 +265,7 @@ impl Sandbox {
         }
         let Some(Files { share, cgroup, run }) = self.files().take() else { return Ok(()) };
         drop(share);
-        let left = cgroup.remove();
+        let left = cgroup.remove().await;
         run.remove().and(left)
     }
 

@@ -5,6 +5,7 @@ pub mod containerd;
 pub mod cri;
 pub mod fs;
 pub mod loop_device;
+pub mod random;
 pub mod traffic;
 pub mod vmm;
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +30,9 @@ const BUNDLES: [&str; 2] =
 /// As the session names it.
 const CNI_BRIDGE: &str = "husk-cni0";
 
+/// What the CNI plugins have made of each pod, as the library that calls them keeps it.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
+
 /// One thing on the host that a container can leave.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Thing {
@@ -40,8 +44,10 @@ enum Thing {
     Mount(PathBuf),
     Cgroup(PathBuf),
     Socket(PathBuf),
-    /// Below /run/husk, or a network namespace.
+    /// Below /run/husk, or a network namespace, or what CNI plugins keep of a pod.
     File(PathBuf),
+    /// A rule or a chain of the host's packet filter that CNI plugins made for a pod.
+    Rule(String),
     /// A directory of a task, or of a pod or container of the CRI plugin, in containerd's state
     /// or root.
     Bundle(PathBuf),
@@ -67,6 +73,7 @@ impl fmt::Display for Thing {
             Thing::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Thing::Socket(path) => write!(f, "socket {}", path.display()),
             Thing::File(path) => write!(f, "file {}", path.display()),
+            Thing::Rule(rule) => write!(f, "packet filter {rule}"),
             Thing::Bundle(path) => write!(f, "bundle {}", path.display()),
             Thing::Interface(path) => write!(f, "network interface {}", path.display()),
             Thing::Descriptor { target, nth } => write!(f, "containerd's {target}, no. {nth}"),
@@ -88,6 +95,7 @@ impl Host {
     /// Looks at everything. `directory` is containerd's own: its state and root are below.
     pub fn look(directory: &Path, ask: Ask) -> Host {
         let mut host = Host::look_without_containerd(directory);
+        host.things.extend(rules());
         for kind in ["container", "snapshot", "lease"] {
             host.things.extend(ask(kind).into_iter().map(|name| Thing::Entry { kind, name }));
         }
@@ -112,6 +120,13 @@ impl Host {
             }
         }
         things.extend(entries(Path::new("/run/netns")).into_iter().map(Thing::File));
+        things.extend(entries(Path::new(CNI_RESULTS)).into_iter().map(Thing::File));
+        let addresses = below(&directory.join("ipam")).into_iter();
+        let of_no_pod = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            path.is_dir() || name == "lock" || name.starts_with("last_reserved_ip")
+        };
+        things.extend(addresses.filter(|path| !of_no_pod(path)).map(Thing::File));
         things.extend(descriptors(directory));
         for namespace in entries(Path::new(HUSK_RUN)) {
             // The namespace's own directory may stay, empty.
@@ -206,6 +221,27 @@ fn processes() -> Vec<Thing> {
             let line = fs::read(directory.join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
             found.push(Thing::Process { pid, program, line });
+        }
+    }
+    found
+}
+
+/// Rules and chains of the packet filter that are one pod's. None before CNI plugins have run,
+/// who would have made them.
+fn rules() -> Vec<Thing> {
+    if !Path::new(CNI_RESULTS).exists() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for program in ["iptables", "ip6tables"] {
+        for table in ["nat", "filter"] {
+            let output = Command::new(program).args(["-w", "-t", table, "-S"]).output();
+            let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // The plugin for ports has chains of its own, which stay.
+            let chains = |line: &str| line.contains("CNI-") && !line.contains("CNI-HOSTPORT-");
+            let of_pods = text.lines().filter(|line| chains(line) || line.contains("CNI-DN-"));
+            found.extend(of_pods.map(|line| Thing::Rule(format!("{program} -t {table} {line}"))));
         }
     }
     found

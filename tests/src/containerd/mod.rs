@@ -26,12 +26,12 @@ pub mod shim;
 pub mod sink;
 pub mod task;
 
-use std::cell::{Cell, RefCell};
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use leftovers::Host;
@@ -70,8 +70,8 @@ pub struct Lab {
     log: PathBuf,
     /// Length of containerd's log when the case began.
     log_start: u64,
-    traces: RefCell<Vec<Trace>>,
-    execs: Cell<u32>,
+    traces: Mutex<Vec<Trace>>,
+    execs: AtomicU32,
 }
 
 /// Runs a case: the body, then the check that it left nothing behind. `subject` is the line
@@ -84,8 +84,7 @@ pub fn case(subject: &str, body: impl FnOnce(&Lab)) {
     let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let started = Instant::now();
     let lab = Lab::new(log);
-    let ask = |kind| lab.names(kind);
-    let before = turn.take().unwrap_or_else(|| Host::look(&lab.directory, &ask));
+    let before = turn.take().unwrap_or_else(|| lab.look());
 
     let done = catch_unwind(AssertUnwindSafe(|| body(&lab)));
     // What the case could not remove itself goes before the check, for the next case's sake.
@@ -93,7 +92,7 @@ pub fn case(subject: &str, body: impl FnOnce(&Lab)) {
         report::print(&lab, subject);
         lab.remove_all(&before);
     }
-    let after = before.wait_until_clean(&lab.directory, &ask);
+    let after = lab.until_clean(&before);
     match (done, after) {
         (Ok(()), Ok(after)) => *turn = Some(after),
         (Ok(()), Err(left)) => {
@@ -129,7 +128,7 @@ impl Lab {
         let directory = Path::new(&socket).parent().expect("the socket's directory").to_owned();
         let log_start = log.metadata().map_or(0, |file| file.len());
         let runtime = runtime();
-        let (traces, execs) = (RefCell::default(), Cell::new(0));
+        let (traces, execs) = (Mutex::default(), AtomicU32::new(0));
         Lab { runtime, directory, log, log_start, traces, execs }
     }
 
@@ -159,7 +158,7 @@ impl Lab {
     /// Starts `ctr` with these words.
     pub fn ctr_start(&self, words: &[&str]) -> Running {
         let running = Running::start(Command::new("ctr").args(words));
-        self.traces.borrow_mut().push(running.trace());
+        self.traces().push(running.trace());
         running
     }
 
@@ -174,7 +173,7 @@ impl Lab {
     /// Starts `ctr` on a terminal.
     pub fn ctr_on_terminal(&self, size: Size, words: &[&str]) -> Running {
         let running = Running::start_on_terminal(Command::new("ctr").args(words), size);
-        self.traces.borrow_mut().push(running.trace());
+        self.traces().push(running.trace());
         running
     }
 
@@ -223,8 +222,7 @@ impl Lab {
 
     /// The words of `ctr tasks exec`, with an exec id that was not used before.
     pub fn exec_words(&self, flags: &[&str], id: &str, command: &[&str]) -> Vec<String> {
-        self.execs.set(self.execs.get() + 1);
-        let exec = format!("exec-{}", self.execs.get());
+        let exec = format!("exec-{}", self.execs.fetch_add(1, Ordering::Relaxed) + 1);
         let words = [&["tasks", "exec", "--exec-id", &exec], flags, &[id], command].concat();
         words.into_iter().map(str::to_owned).collect()
     }
@@ -316,6 +314,21 @@ impl Lab {
             assert!(made.expect("sh").success(), "cannot make a root file system");
         }
         rootfs
+    }
+
+    /// What is on the host now, for [`Lab::until_clean`].
+    pub fn look(&self) -> Host {
+        Host::look(&self.directory, &|kind| self.names(kind))
+    }
+
+    /// Waits until nothing is left of what came after `before`; the host as it is then, or
+    /// what is left.
+    pub fn until_clean(&self, before: &Host) -> Result<Host, String> {
+        before.wait_until_clean(&self.directory, &|kind| self.names(kind))
+    }
+
+    fn traces(&self) -> MutexGuard<'_, Vec<Trace>> {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Names of what containerd keeps.

@@ -15,7 +15,7 @@ const CONSOLE_LINES: usize = 30;
 /// Prints commands, log and consoles to stderr.
 pub fn print(lab: &Lab, subject: &str) {
     eprintln!("--- failed: {subject}");
-    for trace in lab.traces.borrow().iter() {
+    for trace in lab.traces().iter() {
         eprintln!("{trace}");
     }
     eprintln!("--- containerd's log since the case began:");

@@ -61,25 +61,27 @@ impl<'a> Container<'a> {
     /// Stops it: the image's signal, and SIGKILL after so many seconds.
     #[track_caller]
     pub fn stop(&self, timeout: i64) {
+        self.try_stop(timeout).expect("StopContainer");
+    }
+
+    pub fn try_stop(&self, timeout: i64) -> Result<(), Refusal> {
         let request = api::StopContainerRequest {
             container_id: self.id.clone(),
             timeout,
             ..Default::default()
         };
-        self.pod
-            .cri
-            .ask::<api::StopContainerResponse>("StopContainer", &request)
-            .expect("StopContainer");
+        self.pod.cri.ask::<api::StopContainerResponse>("StopContainer", &request).map(drop)
     }
 
     #[track_caller]
     pub fn remove(&self) {
+        self.try_remove().expect("RemoveContainer");
+    }
+
+    pub fn try_remove(&self) -> Result<(), Refusal> {
         let request =
             api::RemoveContainerRequest { container_id: self.id.clone(), ..Default::default() };
-        self.pod
-            .cri
-            .ask::<api::RemoveContainerResponse>("RemoveContainer", &request)
-            .expect("RemoveContainer");
+        self.pod.cri.ask::<api::RemoveContainerResponse>("RemoveContainer", &request).map(drop)
     }
 
     /// Removes it while it runs.

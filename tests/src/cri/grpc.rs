@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 /// gRPC's codes that cases look for.
 pub const NOT_FOUND: u32 = 5;
 pub const DEADLINE_EXCEEDED: u32 = 4;
+/// Also what a call comes to that containerd could not be asked, or did not live to answer.
+pub const UNAVAILABLE: u32 = 14;
 
 /// A call that was answered with an error.
 #[derive(Debug, Clone)]
@@ -45,7 +47,9 @@ pub fn call<A: Message>(
     let answered =
         runtime.block_on(async { tokio::time::timeout(limit, unary(&path, body)).await });
     let answer = answered.unwrap_or_else(|_| panic!("no answer to {method} within {limit:?}"));
-    let answer = answer.unwrap_or_else(|error| panic!("{method} could not be asked: {error}"));
+    let answer = answer.unwrap_or_else(|error| {
+        Err(Refusal { code: UNAVAILABLE, message: format!("{method} was not answered: {error}") })
+    });
     answer.map(|bytes| A::parse_from_bytes(&bytes).expect("the answer's message"))
 }
 

@@ -18,9 +18,9 @@ mod messages {
     include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
 }
 
-use std::cell::RefCell;
 use std::env;
 use std::fmt::Debug;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use protobuf::{Message, MessageField};
@@ -40,7 +40,7 @@ pub struct Cri<'a> {
     pub lab: &'a Lab,
     /// The runtime handler that pods ask for.
     handler: String,
-    calls: RefCell<Vec<String>>,
+    calls: Mutex<Vec<String>>,
 }
 
 /// Runs a case: the body, then the check that it left nothing behind.
@@ -63,7 +63,7 @@ fn case_with(handler: String, subject: &str, body: impl FnOnce(&Cri)) {
         return;
     }
     containerd::case(subject, |lab| {
-        let cri = Cri { lab, handler, calls: RefCell::default() };
+        let cri = Cri { lab, handler, calls: Mutex::default() };
         cri.until_ready();
         body(&cri);
     });
@@ -83,31 +83,32 @@ fn handler() -> String {
 
 /// Removes all pods by force: what a failed case may have left.
 pub fn remove_all() {
-    let list =
-        grpc::call("RuntimeService", "ListPodSandbox", &api::ListPodSandboxRequest::new(), LIMIT);
-    let pods: api::ListPodSandboxResponse = list.expect("a list of the pods");
-    for pod in pods.items {
-        let stop =
-            api::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone(), ..Default::default() };
-        let remove = api::RemovePodSandboxRequest { pod_sandbox_id: pod.id, ..Default::default() };
-        let done = grpc::call::<api::StopPodSandboxResponse>(
-            "RuntimeService",
-            "StopPodSandbox",
-            &stop,
-            LIMIT,
-        )
-        .and_then(|_| {
-            grpc::call::<api::RemovePodSandboxResponse>(
-                "RuntimeService",
-                "RemovePodSandbox",
-                &remove,
-                LIMIT,
-            )
-        });
-        if let Err(error) = done {
+    for pod in pods() {
+        if let Err(error) = remove(&pod) {
             eprintln!("a pod of the failed case stays: {error}");
         }
     }
+}
+
+/// The pods that the plugin knows.
+#[track_caller]
+pub fn pods() -> Vec<String> {
+    let list =
+        grpc::call("RuntimeService", "ListPodSandbox", &api::ListPodSandboxRequest::new(), LIMIT);
+    let pods: api::ListPodSandboxResponse = list.expect("a list of the pods");
+    pods.items.into_iter().map(|pod| pod.id).collect()
+}
+
+/// Stops and removes a pod, whatever became of it and of who made it.
+pub fn remove(pod: &str) -> Result<(), Refusal> {
+    let pod_sandbox_id = pod.to_owned();
+    let stop = api::StopPodSandboxRequest { pod_sandbox_id, ..Default::default() };
+    let stopped = grpc::call("RuntimeService", "StopPodSandbox", &stop, LIMIT);
+    stopped.map(|_: api::StopPodSandboxResponse| ())?;
+    let pod_sandbox_id = pod.to_owned();
+    let remove = api::RemovePodSandboxRequest { pod_sandbox_id, ..Default::default() };
+    let removed = grpc::call("RuntimeService", "RemovePodSandbox", &remove, LIMIT);
+    removed.map(|_: api::RemovePodSandboxResponse| ())
 }
 
 impl<'a> Cri<'a> {
@@ -132,8 +133,12 @@ impl<'a> Cri<'a> {
             Err(refusal) => refusal.to_string(),
         };
         let line = brief(&format!("{request:?}"));
-        self.calls.borrow_mut().push(format!("{method} {line}\n  = {}", brief(&said)));
+        self.calls().push(format!("{method} {line}\n  = {}", brief(&said)));
         answer
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Vec<String>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a pod as `change` leaves its configuration. In the host's network, unless that is
@@ -164,7 +169,7 @@ impl<'a> Cri<'a> {
 impl Drop for Cri<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let calls = self.calls.borrow();
+            let calls = self.calls();
             let last = &calls[calls.len().saturating_sub(MAX_CALLS)..];
             eprintln!("--- the last calls:\n{}", last.join("\n"));
         }

@@ -114,11 +114,13 @@ impl<'a> Pod<'a> {
     /// Stops it; this may be asked for again.
     #[track_caller]
     pub fn stop(&self) {
+        self.try_stop().expect("StopPodSandbox");
+    }
+
+    pub fn try_stop(&self) -> Result<(), Refusal> {
         let request =
             api::StopPodSandboxRequest { pod_sandbox_id: self.id.clone(), ..Default::default() };
-        self.cri
-            .ask::<api::StopPodSandboxResponse>("StopPodSandbox", &request)
-            .expect("StopPodSandbox");
+        self.cri.ask::<api::StopPodSandboxResponse>("StopPodSandbox", &request).map(drop)
     }
 
     /// Stops and removes it with its containers.
@@ -131,11 +133,13 @@ impl<'a> Pod<'a> {
     /// Removes what is left of it; this may be asked for again.
     #[track_caller]
     pub fn remove_only(&self) {
+        self.try_remove_only().expect("RemovePodSandbox");
+    }
+
+    pub fn try_remove_only(&self) -> Result<(), Refusal> {
         let request =
             api::RemovePodSandboxRequest { pod_sandbox_id: self.id.clone(), ..Default::default() };
-        self.cri
-            .ask::<api::RemovePodSandboxResponse>("RemovePodSandbox", &request)
-            .expect("RemovePodSandbox");
+        self.cri.ask::<api::RemovePodSandboxResponse>("RemovePodSandbox", &request).map(drop)
     }
 
     /// A new directory of the host, as the kubelet makes an emptyDir.

@@ -15,6 +15,7 @@ use super::calls::*;
 use super::mapping::Memory;
 use super::process::{Baton, start};
 use super::{Case, Failure, Outcome, setting};
+use crate::random::Random;
 
 pub const CASES: &[Case] = &[
     ("operations_on_one_file", operations_on_one_file),
@@ -26,18 +27,7 @@ pub const CASES: &[Case] = &[
 /// The largest size of the file.
 const MAX: usize = 256 << 10;
 
-/// xorshift64*.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let bits = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
-        bits as usize % end
-    }
-
     /// An offset and a length, often at the borders of pages.
     fn range(&mut self, end: usize) -> (usize, usize) {
         let at = match self.below(3) {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use husk_tests::containerd::bundle::Bundle;
 use husk_tests::containerd::process::{LIMIT, eventually};
@@ -93,6 +94,31 @@ fn oom_score() {
             containers.push(container);
         }
         pod.remove_pod();
+    });
+}
+
+#[test]
+fn taken() {
+    husk_case("a cgroupsPath whose cgroup has processes of others is refused; they stay", |lab| {
+        let taken = Path::new("/sys/fs/cgroup/test-taken");
+        fs::create_dir_all(taken.join("below")).expect("make the cgroup");
+        let mut other = Command::new("sleep").arg("100000").spawn().expect("sleep");
+        for place in ["/test-taken/below", "/test-taken"] {
+            let directory = Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/'));
+            fs::write(directory.join("cgroup.procs"), other.id().to_string()).expect("move");
+            let pod = pod(lab, "intruder", "/test-taken");
+            pod.start_shim();
+            let refused =
+                pod.calls().create(husk_tests::containerd::task::context(), &pod.create_request());
+            let text = format!("{:?}", refused.expect_err("refused"));
+            assert!(text.contains("linux.cgroupsPath"), "{text}");
+            assert_eq!(cgroup_of(other.id()), place);
+            pod.end_shim();
+        }
+        other.kill().and_then(|()| other.wait()).expect("end the other");
+        for directory in [&taken.join("below"), taken] {
+            fs::remove_dir(directory).expect("nothing is in there");
+        }
     });
 }
 

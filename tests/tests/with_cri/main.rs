@@ -4,6 +4,10 @@
 //! is a subject; a test is a case with its line of what it checks. See `husk_tests::cri` for
 //! how they run.
 
+mod behaviours_exec;
+mod behaviours_life;
+mod behaviours_resources;
+mod behaviours_security;
 mod block_volumes;
 mod crash;
 mod crowd;
@@ -17,6 +21,7 @@ mod namespaces;
 mod network;
 mod port_forward;
 mod sandboxer;
+mod storms;
 mod streaming;
 mod volumes;
 mod volumes_of_the_host;
