@@ -58,6 +58,8 @@ impl Agent {
             Some(Verb::SetNetwork(network)) => {
                 reply.send(verbs::network::set_network(self, network));
             }
+            Some(Verb::RemoveDisk(disk)) => reply.send(verbs::disk::remove(&disk)),
+            Some(Verb::Wake(wake)) => reply.send(verbs::wake::wake(&wake).await),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

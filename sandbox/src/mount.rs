@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use crate::error::{Error, IoContext};
 use loopback::LoopDevice;
 
-pub use api::{bind, clone_mount, set_read_only_and_shared};
+pub use api::{Bind, bind, clone_mount, set_read_only_and_shared};
 pub use options::{Options, translate};
 
 /// A mount as containerd describes it.
@@ -58,13 +58,13 @@ pub fn mount(mount: &Mount, target: &Path) -> Result<(), Error> {
     let what =
         || format!("cannot mount {} from {} on {}", mount.kind, mount.source, target.display());
     if mount.kind == "bind" || options.flags.contains(MsFlags::MS_BIND) {
-        bind(
-            Path::new(&mount.source),
-            target,
-            options.flags.contains(MsFlags::MS_REC),
-            options.flags.contains(MsFlags::MS_RDONLY),
-        )
-        .map_err(|error| error.context(what()))?;
+        let source = Bind {
+            source: Path::new(&mount.source),
+            recursive: options.flags.contains(MsFlags::MS_REC),
+            read_only: options.flags.contains(MsFlags::MS_RDONLY),
+            follows: true,
+        };
+        bind(source, target).map_err(|error| error.context(what()))?;
     } else if mount.kind == "overlay" {
         overlay::mount(mount, &options, target).map_err(|error| error.context(what()))?;
     } else {

@@ -18,13 +18,14 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, done, unexpected};
 use crate::cgroup::{Cgroup, Places};
 use crate::clock;
+use crate::disks::{Disk, Disks};
 use crate::error::{Code, Error, IoContext};
 use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
 use crate::network::{Namespace, Netns, Network, PodNetwork};
 use crate::run_dir::{METRICS_SOCKET, RunDir};
 use crate::share::{Share, SharedContainer};
-use crate::spec::BindSource;
+use crate::spec::{BindSource, BlockDevice};
 use crate::streams::{Expected, Streams};
 use crate::vm::{Ended, Vm};
 use crate::{Assets, PodSettings};
@@ -113,6 +114,7 @@ pub struct Sandbox {
     metrics_socket: PathBuf,
     agent: Agent,
     streams: Streams,
+    disks: Arc<Disks>,
     /// None if it has only what the guest makes itself.
     network: Option<Arc<PodNetwork>>,
     /// Fields of it are dropped in order: mounts before the directory below which they are.
@@ -187,6 +189,8 @@ impl Sandbox {
             },
         );
         tokio::spawn(clock::keep(agent.clone()));
+        let (volumes, told) = (share.volumes(), agent.clone());
+        tokio::spawn(async move { volumes.follow(&told).await });
         let namespace = match netns {
             Netns::Host => None,
             Netns::Open(namespace) => Some(namespace),
@@ -198,8 +202,9 @@ impl Sandbox {
             PodNetwork::new(namespace, vcpus, vm, agent, run.state_file()).map(Arc::new)
         });
         let network = network.transpose().inspect_err(|error| vm.kill(&error.message))?;
+        let disks = Arc::new(Disks::new(vm.clone(), agent.clone()));
         let files = Mutex::new(Some(Files { share, cgroup, run }));
-        Ok((Sandbox { vm, metrics_socket, agent, streams, network, files }, events))
+        Ok((Sandbox { vm, metrics_socket, agent, streams, disks, network, files }, events))
     }
 
     /// The VM's process on the host: alive while the pod is, and in its network namespace.
@@ -316,13 +321,19 @@ impl Sandbox {
         self.streams.expect()
     }
 
-    /// Makes a container from a spec for the guest; its first process waits for
-    /// [`Sandbox::start`]. The process's number in the guest.
+    /// Plugs block devices of the host into the VM, for a container.
+    pub async fn add_disks(&self, devices: Vec<BlockDevice>) -> Result<Vec<Disk>, Error> {
+        self.disks.add(devices).await
+    }
+
+    /// Makes a container from a spec for the guest, with these disks; its first process waits
+    /// for [`Sandbox::start`]. The process's number in the guest.
     pub async fn create(
         &self,
         container: &str,
         spec: Vec<u8>,
         stdio: Terminal,
+        disks: Vec<guest::Disk>,
     ) -> Result<u32, Error> {
         process(
             self.agent
@@ -330,6 +341,7 @@ impl Sandbox {
                     container: container.into(),
                     spec,
                     stdio: Some(stdio.into()).into(),
+                    disks,
                     ..Default::default()
                 }))
                 .await?,

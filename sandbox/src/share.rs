@@ -11,19 +11,21 @@
 //! its [`SharedContainer`] is dropped, the whole when the [`Share`] is.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use nix::mount::MsFlags;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 
 use crate::error::{Error, IoContext};
 use crate::mount::{self, Mounted};
 use crate::run_dir::checked_name;
 use crate::spec::BindSource;
+use crate::volumes::{Volumes, Watch};
 
 /// The directory of the containers' bind sources. No container's id begins with a dot.
 const BINDS: &str = ".binds";
@@ -39,6 +41,7 @@ pub struct Share {
     /// The writable mount of the tmpfs.
     writer: OwnedFd,
     binds: Mutex<Binds>,
+    volumes: Arc<Volumes>,
     _mounted: Mounted,
 }
 
@@ -66,6 +69,8 @@ struct Bind {
     number: u64,
     /// Held while it is being bound: whoever wants the same source waits, and nobody else.
     bound: Mutex<bool>,
+    /// If the host's changes are told to the guest.
+    watch: OnceLock<Watch>,
 }
 
 /// One container's part of a share.
@@ -91,7 +96,13 @@ impl Share {
         let mounted = Mounted::at(path.clone());
         let writer = mount::clone_mount(&path, false)?;
         mount::set_read_only_and_shared(&path)?;
-        let share = Share { path, writer, binds: Mutex::default(), _mounted: mounted };
+        let share = Share {
+            path,
+            writer,
+            binds: Mutex::default(),
+            volumes: Arc::default(),
+            _mounted: mounted,
+        };
         fs::create_dir(share.writable(BINDS)).context(|| "cannot fill the share".to_owned())?;
         Ok(share)
     }
@@ -99,6 +110,11 @@ impl Share {
     /// The directory for the VMM.
     pub fn open(&self) -> Result<File, Error> {
         File::open(&self.path).context(|| format!("cannot open {}", self.path.display()))
+    }
+
+    /// What the guest is to be told the host's changes of.
+    pub fn volumes(&self) -> Arc<Volumes> {
+        self.volumes.clone()
     }
 
     /// Gives a container its part: the directory `rootfs` of the host and its bind sources.
@@ -119,7 +135,8 @@ impl Share {
         let made = fs::create_dir(writable.join("rootfs"))
             .and_then(|()| fs::create_dir(writable.join("mounts")));
         made.context(|| format!("cannot make the share of container {name}"))?;
-        mount::bind(rootfs, &visible.join("rootfs"), true, false)
+        let root = mount::Bind { source: rootfs, recursive: true, read_only: false, follows: true };
+        mount::bind(root, &visible.join("rootfs"))
             .map_err(|error| error.context("cannot share the root file system"))?;
         for (n, source) in binds.iter().enumerate() {
             let what = || format!("cannot share the mount source {}", source.source.display());
@@ -135,6 +152,7 @@ impl Share {
     fn bind(self: &Arc<Self>, source: &BindSource) -> Result<Arc<Bind>, Error> {
         let metadata =
             fs::metadata(&source.source).map_err(|error| Error::invalid(error.to_string()))?;
+        check(source, &metadata)?;
         let key = Source { bind: source.clone(), device: metadata.dev(), inode: metadata.ino() };
         let bind = {
             let mut binds = lock(&self.binds);
@@ -145,7 +163,8 @@ impl Share {
                 None => {
                     *next += 1;
                     let share = self.clone();
-                    let bind = Arc::new(Bind { share, number: *next, bound: Mutex::new(false) });
+                    let (bound, watch) = (Mutex::new(false), OnceLock::new());
+                    let bind = Arc::new(Bind { share, number: *next, bound, watch });
                     in_use.insert(key, Arc::downgrade(&bind));
                     bind
                 }
@@ -173,8 +192,18 @@ impl Bind {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             made => made.context(|| "cannot make its mount point".to_owned()),
         }?;
-        mount::bind(&source.source, &self.visible(), source.recursive, source.read_only)?;
+        let BindSource { source: path, recursive, read_only, follows } = source;
+        let (recursive, read_only, follows) = (*recursive, *read_only, *follows);
+        mount::bind(mount::Bind { source: path, recursive, read_only, follows }, &self.visible())?;
         *bound = true;
+        if source.read_only {
+            let path = format!("{BINDS}/{}", self.number);
+            // Too many of these in one pod, or on the host (fs.inotify): the files are there
+            // all the same, and nobody is told when they change.
+            if let Ok(watch) = self.share.volumes.watch(&source.source, &path) {
+                let _ = self.watch.set(watch);
+            }
+        }
         Ok(())
     }
 
@@ -188,6 +217,9 @@ impl Bind {
     }
 
     fn undo(&self) -> Result<(), Error> {
+        if let Some(watch) = self.watch.get() {
+            self.share.volumes.unwatch(watch);
+        }
         mount::unmount_all(&self.visible())?;
         let point = self.point();
         let removed = if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) };
@@ -238,6 +270,25 @@ impl Drop for SharedContainer {
     }
 }
 
+/// Refuses what would be there and not work.
+fn check(source: &BindSource, metadata: &Metadata) -> Result<(), Error> {
+    // What a container has bound itself in the pod's own volume is no socket of the host.
+    if metadata.file_type().is_socket() && !source.is_in_empty_dir() {
+        return Err(Error::invalid(
+            "it is a socket, and a VM cannot connect to a socket of the host; listen on an \
+             address of the network instead",
+        ));
+    }
+    let found = statfs(&source.source).map_err(|error| Error::invalid(error.to_string()))?;
+    if found.filesystem_type() == HUGETLBFS_MAGIC {
+        return Err(Error::invalid(
+            "it is in huge pages of the host, and the VM's memory is its own; use an emptyDir \
+             in memory instead",
+        ));
+    }
+    Ok(())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What it guards is whole at every instant.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -275,8 +326,13 @@ mod tests {
         let file = dir.path().join("hosts");
         fs::write(&file, b"127.0.0.1").expect("file");
         let binds = [
-            BindSource { source: file.clone(), recursive: true, read_only: true },
-            BindSource { source: rootfs.clone(), recursive: false, read_only: false },
+            BindSource { source: file.clone(), recursive: true, read_only: true, follows: false },
+            BindSource {
+                source: rootfs.clone(),
+                recursive: false,
+                read_only: false,
+                follows: false,
+            },
         ];
         let container = share.clone().add("c1", &rootfs, &binds).expect("add");
         let view = dir.path().join("share/c1");
@@ -299,7 +355,12 @@ mod tests {
         let Some((dir, share)) = share() else { return };
         let volume = dir.path().join("volume");
         fs::create_dir(&volume).expect("directory");
-        let bind = BindSource { source: volume.clone(), recursive: true, read_only: false };
+        let bind = BindSource {
+            source: volume.clone(),
+            recursive: true,
+            read_only: false,
+            follows: false,
+        };
         let read_only = BindSource { read_only: true, ..bind.clone() };
         let add = |name, binds: &[_]| share.clone().add(name, &volume, binds).expect("add");
         let link = |name: &str, n: u32| {
@@ -326,14 +387,49 @@ mod tests {
     #[test]
     fn a_missing_source_is_named_and_undone() {
         let Some((dir, share)) = share() else { return };
-        let binds =
-            [BindSource { source: "/nonexistent/x".into(), recursive: true, read_only: false }];
+        let binds = [BindSource {
+            source: "/nonexistent/x".into(),
+            recursive: true,
+            read_only: false,
+            follows: false,
+        }];
         let error = share.clone().add("c1", dir.path(), &binds).expect_err("missing");
         assert!(error.message.contains("/nonexistent/x"), "{error}");
         assert!(error.message.contains("No such file"), "{error}");
         assert_eq!(error.code, crate::error::Code::InvalidArgument);
         assert_eq!(mounts_below(dir.path()), 1);
         share.clone().add("../x", dir.path(), &[]).expect_err("a name that leads elsewhere");
+    }
+
+    #[test]
+    fn a_socket_of_the_host_is_refused() {
+        let Some((dir, share)) = share() else { return };
+        let volume = dir.path().join("kubernetes.io~empty-dir");
+        fs::create_dir(&volume).expect("directory");
+        let add = |source: PathBuf| {
+            std::os::unix::net::UnixListener::bind(&source).expect("a socket");
+            let bind = BindSource { source, recursive: true, read_only: false, follows: false };
+            share.clone().add("c1", dir.path(), &[bind])
+        };
+        let error = add(dir.path().join("host.sock")).expect_err("refused");
+        assert!(error.message.contains("host.sock: it is a socket"), "{error}");
+        assert_eq!(error.code, crate::error::Code::InvalidArgument);
+        add(volume.join("own.sock")).expect("a socket of the pod itself");
+    }
+
+    #[test]
+    fn huge_pages_of_the_host_are_refused() {
+        let Some((dir, share)) = share() else { return };
+        let source = dir.path().join("pages");
+        fs::create_dir(&source).expect("directory");
+        let none = None::<&str>;
+        if nix::mount::mount(none, &source, Some("hugetlbfs"), MsFlags::empty(), none).is_err() {
+            return println!("not run: this kernel has no hugetlbfs");
+        }
+        let _mounted = Mounted::at(source.clone());
+        let bind = BindSource { source, recursive: true, read_only: false, follows: true };
+        let error = share.clone().add("c1", dir.path(), &[bind]).expect_err("refused");
+        assert!(error.message.contains("pages: it is in huge pages"), "{error}");
     }
 
     #[test]
@@ -348,9 +444,13 @@ mod tests {
         nix::mount::mount(None::<&str>, &sub, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
             .expect("shared");
         fs::write(sub.join("file"), b"").expect("file");
-        let binds = [BindSource { source, recursive: true, read_only: false }];
+        let writable = BindSource { source, recursive: true, read_only: false, follows: false };
+        let binds = [writable.clone(), BindSource { read_only: true, ..writable }];
         let container = share.clone().add("c1", dir.path(), &binds).expect("add");
-        assert!(dir.path().join("share/c1/mounts/0/sub/file").exists());
+        let seen = |n: u32| dir.path().join(format!("share/c1/mounts/{n}/sub/file"));
+        fs::write(seen(0), b"x").expect("it can be written");
+        let refused = fs::write(seen(1), b"y").expect_err("read-only, and so is what is below");
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         container.remove().expect("remove");
         assert!(sub.join("file").exists());
     }

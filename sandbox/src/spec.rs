@@ -8,9 +8,11 @@
 //! for the guest enforces it. docs/architecture.md has a table of it.
 
 mod devices;
+mod mounts;
+mod namespaces;
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -19,7 +21,13 @@ use crate::error::Error;
 use crate::hooks::{Hooks, HostHooks};
 use crate::network::Network;
 use crate::size::Limits;
+pub use devices::BlockDevice;
 use devices::Device;
+use mounts::{Mount, SHARED_MEMORY};
+use namespaces::Namespace;
+
+pub use mounts::BindSource;
+pub use namespaces::Member;
 
 /// The parts of an OCI config that husk reads or changes; the rest travels along.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,19 +58,6 @@ struct Root {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Mount {
-    destination: String,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    options: Vec<String>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Linux {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,14 +70,6 @@ struct Linux {
     resources: Option<Resources>,
     #[serde(flatten)]
     rest: Map<String, Value>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Namespace {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    path: String,
 }
 
 /// An OCI LinuxResources, kept whole.
@@ -99,11 +86,14 @@ impl Resources {
         }
     }
 
+    fn device_rules(&self) -> &[Value] {
+        self.0.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Whether a rule allows everything with every device, as for privileged containers.
     fn allow_any_device(&self) -> bool {
         let any = |rule: &Value, name| rule.get(name).is_none_or(|n| n.as_i64() == Some(-1));
-        let rules = self.0.get("devices").and_then(Value::as_array);
-        rules.into_iter().flatten().any(|rule| {
+        self.device_rules().iter().any(|rule| {
             rule["allow"] == true
                 && rule.get("type").is_none_or(|kind| kind == "a" || kind == "")
                 && any(rule, "major")
@@ -112,50 +102,17 @@ impl Resources {
     }
 }
 
-/// A bind mount of the container whose source has to be shared with the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct BindSource {
-    /// On the host.
-    pub source: PathBuf,
-    /// With the mounts below it.
-    pub recursive: bool,
-    /// The guest cannot write to it even if it escapes the container.
-    pub read_only: bool,
-}
-
 /// A spec for the guest, with the bind sources that it refers to in their order.
 #[derive(Debug)]
 pub struct GuestSpec {
     /// config.json.
     pub json: Vec<u8>,
     pub binds: Vec<BindSource>,
+    /// What has to be plugged into the VM. The numbers in `json` are the host's.
+    pub disks: Vec<BlockDevice>,
     /// Paths of devices that the guest does not have.
     pub dropped_devices: Vec<String>,
 }
-
-/// A container's place in a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// The pod.
-    pub id: &'a str,
-    /// It is the pod's first container, which stands for it.
-    pub begins: bool,
-}
-
-/// Annotations that name a container's type and its sandbox: containerd's, then CRI-O's.
-const CRI: [(&str, &str); 2] = [
-    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
-];
-
-/// The directory of a pod's volumes of that type in the kubelet's: files of nobody but the pod.
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-
-/// Where shared memory is, in a container and in the guest.
-const SHARED_MEMORY: &str = "/dev/shm";
-
-/// Host trees whose bind means the kernel's own files: the guest's are used, not shared.
-const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 impl Spec {
     /// Reads config.json.
@@ -199,19 +156,6 @@ impl Spec {
             .iter()
             .filter_map(of_text)
             .filter(move |(name, _)| name.starts_with(prefix))
-    }
-
-    /// The pod that the container is one of or begins, by its annotations.
-    pub fn pod(&self) -> Option<Member<'_>> {
-        CRI.iter().find_map(|(kind, sandbox)| {
-            let id = self.annotation(sandbox).filter(|id| !id.is_empty())?;
-            let begins = match self.annotation(kind)? {
-                "sandbox" => true,
-                "container" => false,
-                _ => return None,
-            };
-            Some(Member { id, begins })
-        })
     }
 
     /// Numbers of processes of the host whose namespaces the container is to be in, except
@@ -285,6 +229,23 @@ impl Spec {
         Ok(bundle.join(&root.path))
     }
 
+    /// Takes out what binds a block device: the guest has no such node, so it becomes one of
+    /// the container's devices, and a disk if the container may use it.
+    fn take_bound_disks(&mut self) -> Vec<(Device, Option<BlockDevice>)> {
+        let Some(linux) = &self.linux else { return Vec::new() };
+        let any = linux.resources.as_ref().is_some_and(Resources::allow_any_device);
+        let mut found = Vec::new();
+        self.mounts.retain(|mount| {
+            let Some((node, read_only)) = mount.block_device() else { return true };
+            let disk = if any { node.any_disk() } else { linux.disk(&node) };
+            let disk =
+                disk.map(|disk| BlockDevice { read_only: disk.read_only || read_only, ..disk });
+            found.push((node, disk));
+            false
+        });
+        found
+    }
+
     /// The spec for the guest. `share` is the container's directory in the share as the
     /// guest sees it: `rootfs` and `mounts/<n>` are below it. `in_guest` has the numbers in the
     /// guest of processes that the host knows by others.
@@ -299,6 +260,7 @@ impl Spec {
         if let Some(root) = &mut self.root {
             root.path = format!("{share}/rootfs");
         }
+        let bound_disks = self.take_bound_disks();
         let mut binds = Vec::new();
         for mount in &mut self.mounts {
             if pod.as_ref().is_some_and(|pod| mount.is_shared_memory_of(pod)) {
@@ -320,104 +282,32 @@ impl Spec {
             }
             let path = format!("{share}/mounts/{}", binds.len()).into();
             let source = std::mem::replace(&mut hook.path, path);
-            binds.push(BindSource { source, recursive: false, read_only: true });
+            binds.push(BindSource { source, recursive: false, read_only: true, follows: false });
         }
         self.hooks = Hooks {
             create_container: self.hooks.create_container,
             start_container: self.hooks.start_container,
             ..Hooks::default()
         };
-        let dropped_devices = self
+        let (mut disks, dropped_devices) = self
             .linux
             .as_mut()
             .map(|linux| linux.for_guest(container, in_guest))
             .unwrap_or_default();
+        if let Some(linux) = &mut self.linux {
+            for (node, disk) in bound_disks {
+                linux.devices.push(node);
+                disk.into_iter().for_each(|disk| devices::add(&mut disks, disk));
+            }
+        }
         if let Some(process) = &mut self.process {
             process_for_guest(process, terminal);
         }
         self.rest.remove("vm");
         // A structure of strings and maps with string keys always has a JSON form.
         let json = serde_json::to_vec(&self).unwrap_or_default();
-        GuestSpec { json, binds, dropped_devices }
+        GuestSpec { json, binds, disks, dropped_devices }
     }
-}
-
-impl Namespace {
-    /// The process of the host whose namespace it is to be, where the path says so.
-    fn pid(&self) -> Option<u32> {
-        if !matches!(self.kind.as_str(), "ipc" | "uts" | "pid") {
-            return None;
-        }
-        let (pid, kind) = self.path.strip_prefix("/proc/")?.split_once("/ns/")?;
-        pid.parse().ok().filter(|_| kind == self.kind)
-    }
-}
-
-impl Mount {
-    fn check(&self) -> Result<(), Error> {
-        let mapped = ["uidMappings", "gidMappings"].iter().any(|name| {
-            self.rest.get(*name).and_then(Value::as_array).is_some_and(|list| !list.is_empty())
-        });
-        match mapped || self.options.iter().any(|option| option == "idmap" || option == "ridmap") {
-            false => Ok(()),
-            true => Err(Error::invalid(format!(
-                "the mount on {} has ID mappings, which husk cannot do; use a directory that \
-                 belongs to the users of the container",
-                self.destination
-            ))),
-        }
-    }
-
-    /// Whether it is the shared memory that CRI makes for a pod: `.../<pod>/.../shm`.
-    fn is_shared_memory_of(&self, pod: &str) -> bool {
-        let source = Path::new(self.source.as_deref().unwrap_or_default());
-        self.destination == SHARED_MEMORY
-            && source.ends_with("shm")
-            && source.components().any(|component| component.as_os_str() == pod)
-    }
-
-    /// What has to be shared for this mount; nothing unless it binds a host file.
-    fn bind_source(&self) -> Option<BindSource> {
-        let has = |name: &str| self.options.iter().any(|option| option == name);
-        let recursive = has("rbind");
-        if self.kind.as_deref() != Some("bind") && !recursive && !has("bind") {
-            return None;
-        }
-        let source = lexical(Path::new(self.source.as_deref()?));
-        if KERNEL_TREES.iter().any(|tree| source.starts_with(tree)) {
-            return None;
-        }
-        // `rw` after `ro` wins, as in mount(8).
-        let read_only = self
-            .options
-            .iter()
-            .rev()
-            .find_map(|option| match option.as_str() {
-                "ro" | "rro" => Some(true),
-                "rw" => Some(false),
-                _ => None,
-            })
-            .unwrap_or(false);
-        // What the pod has to itself it may write to anyhow; and containers that see a
-        // directory by two mounts, one read-only, do not meet at its FIFOs and sockets.
-        let read_only = read_only && !source.iter().any(|component| component == EMPTY_DIR);
-        Some(BindSource { source, recursive, read_only })
-    }
-}
-
-/// The path without `.`, `..` and repeated slashes; symbolic links are not looked at.
-fn lexical(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::from("/");
-    for component in path.components() {
-        match component {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    clean
 }
 
 impl Linux {
@@ -437,38 +327,46 @@ impl Linux {
             }
         }
         let any = self.resources.as_ref().is_some_and(Resources::allow_any_device);
-        match self.devices.iter().find(|device| !any && !device.is_in_guest()) {
+        let can_be = |device: &Device| device.is_in_guest() || self.disk(device).is_some();
+        match self.devices.iter().find(|device| !any && !can_be(device)) {
             None => Ok(()),
             Some(device) => Err(Error::invalid(format!(
                 "the container cannot have the device {device} of the host: the guest has a \
-                 kernel of its own, and devices are not passed to it"
+                 kernel of its own, and only block devices that a rule of \
+                 linux.resources.devices allows are passed to it"
             ))),
         }
     }
 
-    /// The devices that the guest does not have and that were taken out.
-    fn for_guest(&mut self, container: &str, in_guest: &HashMap<u32, u32>) -> Vec<String> {
-        // A path names a namespace of the host. One of a process of the pod means what that
-        // process is in. Of others the pod's are used, which are the guest's own, where pods
-        // share them; the rest is made new.
-        self.namespaces.retain_mut(|namespace| {
-            if namespace.path.is_empty() {
-                return true;
-            }
-            let found = namespace.pid().and_then(|pid| in_guest.get(&pid));
-            namespace.path = match found {
-                Some(pid) => format!("/proc/{pid}/ns/{}", namespace.kind),
-                None => String::new(),
-            };
-            found.is_some() || !matches!(namespace.kind.as_str(), "network" | "ipc" | "uts" | "pid")
-        });
+    fn disk(&self, device: &Device) -> Option<BlockDevice> {
+        device.disk(self.resources.as_ref().map(Resources::device_rules).unwrap_or_default())
+    }
+
+    /// The disks that the container is to have, and the devices that the guest does not have
+    /// and that were taken out.
+    fn for_guest(
+        &mut self,
+        container: &str,
+        in_guest: &HashMap<u32, u32>,
+    ) -> (Vec<BlockDevice>, Vec<String>) {
+        namespaces::fit(&mut self.namespaces, in_guest);
         // Absolute: the guest has no systemd, and the engine insists with user namespaces.
         self.cgroups_path = format!("/husk/{container}");
         self.rest.remove("mountLabel");
-        let devices = std::mem::take(&mut self.devices).into_iter();
-        let (kept, dropped): (_, Vec<Device>) = devices.partition(Device::is_in_guest);
-        self.devices = kept;
-        dropped.iter().map(|device| device.path.clone()).collect()
+        let mut disks: Vec<BlockDevice> = Vec::new();
+        let mut dropped = Vec::new();
+        for device in std::mem::take(&mut self.devices) {
+            match self.disk(&device) {
+                Some(disk) => devices::add(&mut disks, disk),
+                None if device.is_in_guest() => {}
+                None => {
+                    dropped.push(device.path);
+                    continue;
+                }
+            }
+            self.devices.push(device);
+        }
+        (disks, dropped)
     }
 }
 

@@ -116,12 +116,12 @@ async fn a_pod_lives_and_leaves_nothing() {
     let netns = |pid| fs::read_link(format!("/proc/{pid}/ns/net")).expect("namespace");
     assert_ne!(netns(pid), netns(std::process::id()), "its network is not the host's");
     let file = place.path("vmlinux");
-    let binds = [BindSource { source: file, recursive: true, read_only: true }];
+    let binds = [BindSource { source: file, recursive: true, read_only: true, follows: true }];
     let shared = sandbox.share_container("c1", &place.path("rootfs"), &binds).expect("share");
     let stdout = sandbox.expect_stream();
     let stdio = Terminal { stdout_port: stdout.port(), ..Terminal::default() };
     let (created, stream) =
-        tokio::join!(sandbox.create("c1", b"{}".to_vec(), stdio), stdout.connected());
+        tokio::join!(sandbox.create("c1", b"{}".to_vec(), stdio, Vec::new()), stdout.connected());
     assert_eq!(created.expect("created"), 7);
     // The fake guest says on stdout what it found: its set-up and the file in the share.
     let mut stream = stream.expect("stream");
@@ -176,7 +176,10 @@ async fn a_vm_that_cannot_be_built_says_why() {
     let place = Place::new();
     let (sandbox, _events) = Sandbox::launch(place.launch("")).expect("launch");
     // The fake takes this name as its word to end as a panic would end it.
-    let error = sandbox.create("fail", Vec::new(), Terminal::default()).await.expect_err("fails");
+    let error = sandbox
+        .create("fail", Vec::new(), Terminal::default(), Vec::new())
+        .await
+        .expect_err("fails");
     assert_eq!(error.code, Code::Unavailable);
     assert_eq!(error.message, "the guest kernel panicked");
     sandbox.stop("gone").await.expect("stop");

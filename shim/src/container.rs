@@ -14,7 +14,7 @@ use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::Status;
 use husk_sandbox::mount::Mounted;
-use husk_sandbox::{Code, Error, HostHooks, Poststop, SharedContainer};
+use husk_sandbox::{Code, Disk, Error, HostHooks, Poststop, SharedContainer};
 use protobuf::MessageField;
 use tokio::sync::watch;
 
@@ -60,6 +60,8 @@ pub struct Inner {
     pub deleting: bool,
     /// What is shared with the guest, and mounted for it on the host.
     pub shared: Option<SharedContainer>,
+    /// Block devices of the host that the VM has for it.
+    pub disks: Vec<Disk>,
     pub rootfs: Option<Mounted>,
     /// Hooks that have to run when it is gone, since others have.
     pub poststop: Option<Poststop>,
@@ -114,6 +116,7 @@ impl Container {
                 paused: false,
                 deleting: false,
                 shared: None,
+                disks: Vec::new(),
                 rootfs: None,
                 poststop: None,
                 held_exit: None,

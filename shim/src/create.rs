@@ -9,7 +9,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::CreateTaskRequest;
 use husk_sandbox::mount::{Mount, Mounted};
 use husk_sandbox::{
-    Code, Error, IoContext, PodNetwork, Sandbox, SharedContainer, Spec, guest_share,
+    Code, Disk, Error, IoContext, PodNetwork, Sandbox, SharedContainer, Spec, guest_share,
 };
 use tokio::sync::oneshot;
 
@@ -146,7 +146,10 @@ async fn fill(
         // Hooks may have set more of it up.
         network.update().await?;
     }
-    let guest_pid = sandbox.create(&container.id, guest.json, terminal).await?;
+    let disks = sandbox.add_disks(guest.disks).await?;
+    let told = disks.iter().map(Disk::for_guest).collect();
+    container.inner().disks = disks;
+    let guest_pid = sandbox.create(&container.id, guest.json, terminal, told).await?;
     container.inner().init.guest_pid = Some(guest_pid);
     container.apply("", Input::Made)
 }
@@ -225,7 +228,8 @@ async fn roll_back(pod: &Pod, container: &Container) {
     }
     let undone = {
         let mut inner = container.inner();
-        (inner.init.io.take(), inner.shared.take(), inner.rootfs.take())
+        let disks = std::mem::take(&mut inner.disks);
+        (inner.init.io.take(), inner.shared.take(), inner.rootfs.take(), disks)
     };
     if let (Some(sandbox), true) = (&sandbox, own) {
         sandbox.kill("its container could not be created");

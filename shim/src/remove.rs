@@ -95,6 +95,8 @@ async fn clear(pod: &Arc<Pod>, container: &Arc<Container>) -> Exit {
             ask_guest(sandbox, &container.id, "").await;
         }
     }
+    // The guest does not use them any more.
+    drop(std::mem::take(&mut container.inner().disks));
     // One that was never started ends now; one that was has ended, and stays as it is.
     container.lost(Exit { status: LOST_STATUS, at: clock::realtime() });
     let exit = container

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod containerd;
 pub mod cri;
 pub mod fs;
+pub mod loop_device;
 pub mod vmm;
 
 /// A directory that is gone when the value is.

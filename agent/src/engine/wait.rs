@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::channel::{self, Received};
-use super::stage::Stage;
+use super::stage::{self, Stage};
 use super::{Create, Failure, Join, Progress, Step};
 use crate::error::{Doing, Error, Result};
 
@@ -51,6 +51,15 @@ pub async fn join(join: &Join<'_>) -> Result<Made> {
         None => made(progress),
         Some(failure) => Err(failure.into()),
     }
+}
+
+/// Runs `work` in a fork of this process, which it may block.
+pub async fn apart(work: impl FnOnce() -> std::result::Result<(), String>) -> Result<()> {
+    let stage = stage::start(&[], |_| Ok(work()?)).doing("fork")?;
+    let reports = Reports::of(stage, drop)?;
+    let mut progress = Progress::default();
+    reports.until(&mut progress, Step::Over).await?;
+    progress.failure().map_or(Ok(()), |failure| Err(failure.into()))
 }
 
 impl Pending {

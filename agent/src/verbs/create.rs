@@ -11,6 +11,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::agent::{Agent, check_id};
 use crate::container::{Container, Phase, Process};
+use crate::disks;
 use crate::engine::seccomp::Filter;
 use crate::engine::{self, Stdio, namespaces, spec, users};
 use crate::error::{Error, Result};
@@ -49,6 +50,7 @@ fn claim(agent: &Agent, request: &Create) -> Result<Rc<Container>> {
     let mut spec: Spec = spec::read(&request.spec, "/process")
         .map_err(|error| Error::invalid(format!("cannot read the spec: {error}")))?;
     fit(&mut spec);
+    disks::fit(&mut spec, &request.disks)?;
     spec::check(&spec, true).map_err(Error::invalid)?;
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = seccomp.map(Filter::compile).transpose().map_err(Error::invalid)?;

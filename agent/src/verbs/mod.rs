@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod create;
 pub mod delete;
+pub mod disk;
 pub mod exec;
 pub mod network;
 pub mod pause;
@@ -14,6 +15,7 @@ pub mod signal;
 pub mod start;
 pub mod stats;
 pub mod update;
+pub mod wake;
 
 use husk_protocol::agent::response::Result as Outcome;
 use husk_protocol::agent::{Done, Process};

@@ -30,18 +30,29 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Binds `source` on `target`, with the mounts below it if `recursive`. Mounts made or
-/// removed later below the source show in the copy, never the other way round.
-pub fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), Error> {
-    let tree = clone_mount(source, recursive)?;
-    let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-    mount_setattr(tree.as_fd(), c"", AT_EMPTY_PATH | AT_RECURSIVE, &slave)
-        .context(|| "cannot detach its propagation (this needs Linux 5.12)".to_owned())?;
-    if read_only {
-        let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-        mount_setattr(tree.as_fd(), c"", AT_EMPTY_PATH, &attr)
-            .context(|| "cannot make it read-only".to_owned())?;
-    }
+/// What a bind shows, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Bind<'a> {
+    pub source: &'a Path,
+    /// With the mounts below it.
+    pub recursive: bool,
+    /// All of them, too.
+    pub read_only: bool,
+    /// Mounts made or removed later below the source show, where the source's are shared.
+    /// Never the other way round.
+    pub follows: bool,
+}
+
+/// Binds on `target`.
+pub fn bind(what: Bind<'_>, target: &Path) -> Result<(), Error> {
+    let tree = clone_mount(what.source, what.recursive)?;
+    let attr = MountAttr {
+        attr_set: if what.read_only { MOUNT_ATTR_RDONLY } else { 0 },
+        propagation: if what.follows { libc::MS_SLAVE } else { libc::MS_PRIVATE },
+        ..MountAttr::default()
+    };
+    mount_setattr(tree.as_fd(), c"", AT_EMPTY_PATH | AT_RECURSIVE, &attr)
+        .context(|| "cannot set its flags and propagation (this needs Linux 5.12)".to_owned())?;
     attach(&tree, target).context(|| format!("cannot attach it to {}", target.display()))
 }
 

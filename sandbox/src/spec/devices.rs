@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! linux.devices: which of the host's device nodes mean the same in the guest.
+//! linux.devices: which of the host's device nodes mean the same in the guest, and which are
+//! disks that the VM is to have.
 
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 
+use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// A device node that the container is to have.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +24,14 @@ pub struct Device {
     minor: Option<i64>,
     #[serde(flatten)]
     rest: Map<String, Value>,
+}
+
+/// A block device of the host that a container may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub read_only: bool,
 }
 
 /// Character devices that every Linux has by these numbers and that belong to no hardware
@@ -53,8 +65,59 @@ impl Device {
         }
     }
 
+    /// The host's block device that it is, if it is one that a rule for its very numbers
+    /// allows. A container that may use any device is not given all disks of the host.
+    pub fn disk(&self, rules: &[Value]) -> Option<BlockDevice> {
+        let (major, minor) = self.numbers();
+        let about_it = |rule: &&Value| {
+            rule["allow"] == true
+                && rule["type"] == "b"
+                && rule["major"] == major
+                && rule["minor"] == minor
+        };
+        let allowed = |rule: &Value, access: char| {
+            rule.get("access").and_then(Value::as_str).is_some_and(|text| text.contains(access))
+        };
+        if !rules.iter().any(|rule| about_it(&rule) && allowed(rule, 'r')) {
+            return None;
+        }
+        let read_only = !rules.iter().any(|rule| about_it(&rule) && allowed(rule, 'w'));
+        self.any_disk().map(|disk| BlockDevice { read_only, ..disk })
+    }
+
+    /// The same without a look at the rules.
+    pub fn any_disk(&self) -> Option<BlockDevice> {
+        let (major, minor) = self.numbers();
+        let (major, minor) = (major.try_into().ok()?, minor.try_into().ok()?);
+        (self.kind == "b").then_some(BlockDevice { major, minor, read_only: false })
+    }
+
+    /// A node at `path` like that of a block device of the host.
+    pub fn like(path: &str, metadata: &Metadata) -> Device {
+        let number = metadata.rdev();
+        let rest = json!({
+            "fileMode": metadata.mode() & 0o777, "uid": metadata.uid(), "gid": metadata.gid(),
+        });
+        Device {
+            kind: "b".into(),
+            path: path.into(),
+            major: i64::try_from(major(number)).ok(),
+            minor: i64::try_from(minor(number)).ok(),
+            rest: rest.as_object().cloned().unwrap_or_default(),
+        }
+    }
+
     fn numbers(&self) -> (i64, i64) {
         (self.major.unwrap_or(0), self.minor.unwrap_or(0))
+    }
+}
+
+/// Adds a disk to a list. One device may have several names; what one may write to, all may.
+pub fn add(disks: &mut Vec<BlockDevice>, disk: BlockDevice) {
+    let same = |known: &&mut BlockDevice| (known.major, known.minor) == (disk.major, disk.minor);
+    match disks.iter_mut().find(same) {
+        Some(known) => known.read_only &= disk.read_only,
+        None => disks.push(disk),
     }
 }
 

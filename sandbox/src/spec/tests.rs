@@ -27,6 +27,7 @@ fn bind_sources_are_numbered_and_other_mounts_stay() {
         {"destination": "/etc/hosts", "type": "bind", "source": "/etc//./hosts", "options": ["rbind", "ro"]},
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
         {"destination": "/data", "type": "none", "source": "/srv/x/../data", "options": ["bind", "ro", "rw"]},
+        {"destination": "/new", "type": "bind", "source": "/srv/new", "options": ["rbind", "rprivate"]},
     ]}));
     assert_eq!(guest["mounts"][0]["source"], "proc");
     assert_eq!(guest["mounts"][1]["source"], "/run/husk/share/c1/mounts/0");
@@ -36,8 +37,24 @@ fn bind_sources_are_numbered_and_other_mounts_stay() {
     assert_eq!(
         spec.binds,
         [
-            BindSource { source: "/etc/hosts".into(), recursive: true, read_only: true },
-            BindSource { source: "/srv/data".into(), recursive: false, read_only: false },
+            BindSource {
+                source: "/etc/hosts".into(),
+                recursive: true,
+                read_only: true,
+                follows: true
+            },
+            BindSource {
+                source: "/srv/data".into(),
+                recursive: false,
+                read_only: false,
+                follows: true
+            },
+            BindSource {
+                source: "/srv/new".into(),
+                recursive: true,
+                read_only: false,
+                follows: false
+            },
         ]
     );
 }
@@ -125,7 +142,12 @@ fn hooks_of_the_host_stay_there_and_others_go_to_the_guest() {
             "startContainer": [{"path": "/in/it", "env": ["A=b"], "timeout": 3}],
         })
     );
-    let hook = BindSource { source: "/opt/hook".into(), recursive: false, read_only: true };
+    let hook = BindSource {
+        source: "/opt/hook".into(),
+        recursive: false,
+        read_only: true,
+        follows: false,
+    };
     assert_eq!((spec.binds.len(), &spec.binds[1]), (3, &hook));
     let (guest, _) = translate(json!({"hooks": {"prestart": [{"path": "/x"}]}}));
     assert_eq!(guest.get("hooks"), None);
@@ -150,7 +172,7 @@ fn the_network_is_told_from_the_namespaces() {
 #[test]
 fn what_no_guest_can_do_is_refused_by_its_name() {
     let sda = json!({"type": "b", "path": "/dev/sda", "major": 8, "minor": 0});
-    let rule = json!({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "rwm"});
+    let other = json!({"allow": true, "type": "b", "major": 8, "minor": 1, "access": "rwm"});
     let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
     for (spec, part) in [
         (json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}), "SCMP_ACT_NOTIFY"),
@@ -163,7 +185,7 @@ fn what_no_guest_can_do_is_refused_by_its_name() {
         (json!({"linux": {"intelRdt": {"closID": "a"}}}), "linux.intelRdt"),
         (json!({"linux": {"netDevices": {"eth1": {}}}}), "linux.netDevices"),
         (json!({"linux": {"devices": [sda]}}), "/dev/sda (b 8:0)"),
-        (json!({"linux": {"devices": [sda], "resources": {"devices": [rule]}}}), "/dev/sda"),
+        (json!({"linux": {"devices": [sda], "resources": {"devices": [other]}}}), "/dev/sda"),
         (
             json!({"mounts": [{"destination": "/m", "type": "bind", "source": "/s",
                 "uidMappings": mapping, "gidMappings": mapping}]}),
@@ -204,6 +226,27 @@ fn devices_are_the_guests() {
     let (guest, spec) = translate(spec);
     assert_eq!(guest["linux"]["devices"], json!([sink, tun, renamed, looped, pipe]));
     assert_eq!(spec.dropped_devices, ["/dev/nvme0n1", "/dev/kvm"]);
+}
+
+#[test]
+fn block_devices_that_are_allowed_by_name_are_disks() {
+    let device = |path: &str, major: i64, minor: i64| json!({"type": "b", "path": path, "major": major, "minor": minor});
+    let rule = |major: i64, minor: i64, access: &str| json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
+    let all = [
+        device("/dev/xvda", 8, 0),
+        device("/dev/again", 8, 0),
+        device("/dev/fixed", 8, 16),
+        device("/dev/loop3", 7, 3),
+        device("/dev/loop4", 7, 4),
+    ];
+    let rules = [rule(8, 0, "rwm"), rule(8, 16, "rm"), rule(7, 3, "rw")];
+    let spec = json!({"linux": {"devices": all, "resources": {"devices": rules}}});
+    Spec::parse(spec.to_string().as_bytes()).expect("spec").check().expect("allowed");
+    let (guest, spec) = translate(spec);
+    assert_eq!(guest["linux"]["devices"], json!(all));
+    let disk = |major, minor, read_only| BlockDevice { major, minor, read_only };
+    assert_eq!(spec.disks, [disk(8, 0, false), disk(8, 16, true), disk(7, 3, false)]);
+    assert!(spec.dropped_devices.is_empty());
 }
 
 #[test]
@@ -295,8 +338,13 @@ fn what_a_pod_has_to_itself_is_shared_as_such() {
     assert_eq!(
         spec.binds,
         [
-            BindSource { source: volume.into(), recursive: true, read_only: false },
-            BindSource { source: "/srv/shm".into(), recursive: true, read_only: false },
+            BindSource { source: volume.into(), recursive: true, read_only: false, follows: true },
+            BindSource {
+                source: "/srv/shm".into(),
+                recursive: true,
+                read_only: false,
+                follows: true
+            },
         ]
     );
 }

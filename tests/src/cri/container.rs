@@ -195,3 +195,14 @@ pub fn mount(config: &mut api::ContainerConfig, host: &Path, container: &str, re
         ..Default::default()
     });
 }
+
+/// Gives a container a block device of the host, as the kubelet does with a volume in block
+/// mode; the permissions are those of the device's cgroup rule.
+pub fn device(config: &mut api::ContainerConfig, host: &Path, container: &str, permissions: &str) {
+    config.devices.push(api::Device {
+        container_path: container.to_owned(),
+        host_path: host.display().to_string(),
+        permissions: permissions.to_owned(),
+        ..Default::default()
+    });
+}

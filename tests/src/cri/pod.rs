@@ -132,8 +132,13 @@ impl<'a> Pod<'a> {
 
     /// A new directory of the host, as the kubelet makes an emptyDir.
     pub fn volume(&self, name: &str) -> PathBuf {
+        self.volume_of("kubernetes.io~empty-dir", name)
+    }
+
+    /// A new directory of the host, as the kubelet makes a volume of that kind.
+    pub fn volume_of(&self, kind: &str, name: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
-        let path = self.directory.path().join("volumes/kubernetes.io~empty-dir").join(name);
+        let path = self.directory.path().join("volumes").join(kind).join(name);
         fs::create_dir_all(&path).expect("make a volume");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("chmod");
         path

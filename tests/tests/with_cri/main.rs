@@ -4,6 +4,7 @@
 //! is a subject; a test is a case with its line of what it checks. See `husk_tests::cri` for
 //! how they run.
 
+mod block_volumes;
 mod crash;
 mod crowd;
 mod exec;
@@ -15,3 +16,4 @@ mod names;
 mod namespaces;
 mod network;
 mod volumes;
+mod volumes_of_the_host;

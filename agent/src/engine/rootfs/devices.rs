@@ -4,15 +4,16 @@
 //! config-linux.md, "Devices" and "Default Devices"; runtime-linux.md, "Dev symbolic
 //! links").
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, chownat, fstat, makedev,
-    mknodat, openat, symlinkat, unlinkat,
+    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, chownat, fstat, major,
+    makedev, minor, mknodat, openat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -170,10 +171,29 @@ fn node<'a>(device: &LinuxDevice, path: &'a Path) -> Result<Node<'a>, String> {
     })
 }
 
+impl Node<'_> {
+    /// The node of the same device that the runtime has. A disk may have another name there.
+    fn runtimes(&self) -> PathBuf {
+        let (major, minor) = (major(self.number), minor(self.number));
+        let name = match self.kind {
+            FileType::BlockDevice => {
+                fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))
+            }
+            _ => return self.path.into(),
+        };
+        let name = name.ok().and_then(|text| {
+            let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+            name.map(|name| Path::new("/dev").join(name))
+        });
+        name.unwrap_or_else(|| self.path.into())
+    }
+}
+
 struct Maker<'a> {
     root: BorrowedFd<'a>,
     dev: BorrowedFd<'a>,
-    /// In a user namespace device nodes cannot be made; the runtime's are bound.
+    /// In a user namespace device nodes cannot be made, and on files of the host they cannot
+    /// either; the runtime's are bound, with the owner and mode that they have.
     bind: bool,
 }
 
@@ -208,7 +228,7 @@ impl Maker<'_> {
     fn bind(&self, node: &Node) -> Result<(), String> {
         let doing = || format!("bind device node {}", node.path.display());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = open_tree(CWD, node.path, flags).why(doing)?;
+        let tree = open_tree(CWD, node.runtimes(), flags).why(doing)?;
         let (at, _) = ensure(self.root, node.path, Kind::File).why(doing)?;
         mount::attach(&tree, &at).why(doing)
     }

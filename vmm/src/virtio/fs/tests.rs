@@ -4,6 +4,7 @@
 
 mod extension;
 mod hostile;
+mod wake;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

@@ -12,9 +12,11 @@ mod attributes;
 mod directories;
 mod files;
 mod requests;
+mod wake;
 mod xattrs;
 
 pub use files::Place;
+pub use wake::{NAME as WAKE_NAME, SECOND as WAKE_SECOND};
 
 use std::ffi::CStr;
 use std::fs::File;

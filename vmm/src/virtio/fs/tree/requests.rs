@@ -17,7 +17,7 @@ use fuse_backend_rs::api::filesystem::{
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags, SeekFrom};
 
 use super::files::drop_suid;
-use super::{Facts, Tree, VALIDITY, error, permissions};
+use super::{Facts, Tree, VALIDITY, error, permissions, wake};
 use crate::virtio::fs::caller::Caller;
 
 impl FileSystem for Tree {
@@ -30,7 +30,10 @@ impl FileSystem for Tree {
 
     fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let parent = self.parent(parent, name)?;
-        self.look_up(&parent, name)
+        match name.to_bytes() {
+            wake::NAME => Ok(wake::entry()),
+            _ => self.look_up(&parent, name),
+        }
     }
 
     fn forget(&self, _ctx: &Context, inode: u64, count: u64) {
@@ -55,6 +58,9 @@ impl FileSystem for Tree {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
+        if wake::is_meant(&attr, valid) {
+            return self.doubtful_attributes(number);
+        }
         self.set_attributes(number, attr, handle, valid)?;
         self.getattr(ctx, number, None)
     }
@@ -131,6 +137,9 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         let old = self.parent(old_parent, old_name)?;
         let new = self.parent(new_parent, new_name)?;
+        if old_name.to_bytes() == wake::NAME {
+            return Ok(());
+        }
         let flags = RenameFlags::from_bits(flags).ok_or_else(|| error(libc::EINVAL))?;
         Ok(rustix::fs::renameat_with(&old.fd, old_name, &new.fd, new_name, flags)?)
     }

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Block devices of the host in containers: volumes in block mode, and paths of the host that
+//! are block devices.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use husk_tests::cri::case;
+use husk_tests::cri::container::device;
+use husk_tests::loop_device::LoopDevice;
+
+const SIZE: u64 = 8 << 20;
+
+#[test]
+fn block_volumes() {
+    case(
+        "a block volume has the device's size and contents, two containers share it, read-only is read-only, and it goes with them",
+        |cri| {
+            let pod = cri.pod("blocks", |_| {});
+            let disk = LoopDevice::new(&pod.log_path("disk"), SIZE);
+            let file = File::options().read(true).write(true).open(&disk.0).expect("open");
+            file.write_all_at(b"from the host", 4096).expect("write");
+            file.sync_all().expect("sync");
+            let start = |name, permissions| {
+                pod.start(name, &["sleep", "100000"], |config| {
+                    device(config, &disk.0, "/dev/xvda", permissions)
+                })
+            };
+            let a = start("a", "mrw");
+            let read = "dd if=/dev/xvda bs=4096 skip=1 count=1 2>/dev/null | head -c 13";
+            assert_eq!(a.exec_sh("blockdev --getsize64 /dev/xvda"), SIZE.to_string());
+            assert_eq!(a.exec_sh(read), "from the host");
+            assert_eq!(a.exec_sh("stat -c '%F' /dev/xvda"), "block special file");
+
+            let b = start("b", "mrw");
+            let write = |text: &str| {
+                let to = "dd of=/dev/xvda bs=4096 seek=1 conv=notrunc,fsync 2>/dev/null";
+                format!("printf '{text}' | {to}")
+            };
+            a.exec_sh(&write("from a"));
+            assert_eq!(b.exec_sh(read), "from ahe host");
+            let seen = || {
+                let mut found = [0; 13];
+                file.read_exact_at(&mut found, 4096).expect("read");
+                String::from_utf8_lossy(&found).into_owned()
+            };
+            assert_eq!(seen(), "from ahe host");
+            a.remove_running();
+            b.exec_sh(&write("from b"));
+
+            let fixed = start("fixed", "mr");
+            assert_eq!(fixed.exec_sh(read), "from bhe host");
+            let refused = fixed.exec(&["sh", "-c", &write("refused")], 0).expect("ExecSync");
+            assert_ne!(refused.exit_code, 0, "{refused:?}");
+            if cri.lab.is_husk() {
+                assert_eq!(fixed.exec_sh("blockdev --getro /dev/xvda"), "1");
+                // A container whose device it is not does not get at it either.
+                let other = pod.idle("other");
+                let disks = "grep -c ' vd' /proc/partitions";
+                assert_eq!(other.exec_sh(disks), "2");
+                b.remove_running();
+                other.until_sh(&format!("test \"$({disks})\" = 1"));
+            }
+            assert_eq!(seen(), "from bhe host");
+            pod.remove();
+            drop(file);
+        },
+    );
+}
