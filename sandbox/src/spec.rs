@@ -209,6 +209,14 @@ impl Spec {
         self.hooks.check()?;
         for mount in &self.mounts {
             mount.check()?;
+            if let Some((node, None)) = self.bound_disk(mount) {
+                return Err(Error::invalid(format!(
+                    "the mount on {node} binds a block device of the host that no rule of \
+                     linux.resources.devices allows; give it to the container as a volume in \
+                     block mode (volumeDevices), or let privileged containers use any device \
+                     (containerd's privileged_without_host_devices_all_devices_allowed)"
+                )));
+            }
         }
         self.linux.as_ref().map_or(Ok(()), Linux::check)
     }
@@ -229,20 +237,33 @@ impl Spec {
         Ok(bundle.join(&root.path))
     }
 
+    /// The block device that a mount binds, if it does and the container may use it.
+    fn bound_disk(&self, mount: &Mount) -> Option<(Device, Option<BlockDevice>)> {
+        let (node, read_only) = mount.block_device()?;
+        let resources = self.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let disk = match resources {
+            Some(resources) if resources.allow_any_device() => node.any_disk(),
+            Some(resources) => node.disk(resources.device_rules()),
+            None => None,
+        };
+        let disk = disk.map(|disk| BlockDevice { read_only: disk.read_only || read_only, ..disk });
+        Some((node, disk))
+    }
+
     /// Takes out what binds a block device: the guest has no such node, so it becomes one of
-    /// the container's devices, and a disk if the container may use it.
-    fn take_bound_disks(&mut self) -> Vec<(Device, Option<BlockDevice>)> {
-        let Some(linux) = &self.linux else { return Vec::new() };
-        let any = linux.resources.as_ref().is_some_and(Resources::allow_any_device);
+    /// the container's devices, and a disk.
+    fn take_bound_disks(&mut self) -> Vec<(Device, BlockDevice)> {
         let mut found = Vec::new();
-        self.mounts.retain(|mount| {
-            let Some((node, read_only)) = mount.block_device() else { return true };
-            let disk = if any { node.any_disk() } else { linux.disk(&node) };
-            let disk =
-                disk.map(|disk| BlockDevice { read_only: disk.read_only || read_only, ..disk });
-            found.push((node, disk));
-            false
+        let mounts = std::mem::take(&mut self.mounts);
+        let kept = mounts.into_iter().filter(|mount| match self.bound_disk(mount) {
+            Some((node, Some(disk))) => {
+                found.push((node, disk));
+                false
+            }
+            _ => true,
         });
+        let kept = kept.collect();
+        self.mounts = kept;
         found
     }
 
@@ -297,7 +318,7 @@ impl Spec {
         if let Some(linux) = &mut self.linux {
             for (node, disk) in bound_disks {
                 linux.devices.push(node);
-                disk.into_iter().for_each(|disk| devices::add(&mut disks, disk));
+                devices::add(&mut disks, disk);
             }
         }
         if let Some(process) = &mut self.process {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use husk_tests::cri::case;
-use husk_tests::cri::container::device;
+use husk_tests::cri::container::{device, mount};
 use husk_tests::loop_device::LoopDevice;
 
 const SIZE: u64 = 8 << 20;
@@ -65,6 +65,35 @@ fn block_volumes() {
             assert_eq!(seen(), "from bhe host");
             pod.remove();
             drop(file);
+        },
+    );
+}
+
+#[test]
+fn path_of_a_block_device() {
+    case(
+        "a path of the host that is a block device, where the container may use it; elsewhere it is refused by its name",
+        |cri| {
+            let pod = cri.pod("path", |_| {});
+            let disk = LoopDevice::new(&pod.log_path("disk"), SIZE);
+            let container = pod.start("main", &["sleep", "100000"], |config| {
+                device(config, &disk.0, "/dev/xvda", "mrw");
+                mount(config, &disk.0, "/disk", false);
+            });
+            assert_eq!(container.exec_sh("blockdev --getsize64 /disk"), SIZE.to_string());
+            container.exec_sh("printf written | dd of=/disk seek=3 conv=notrunc,fsync 2>/dev/null");
+            let mut found = [0; 7];
+            let file = File::open(&disk.0).expect("open");
+            file.read_exact_at(&mut found, 3 * 512).expect("read");
+            assert_eq!(&found, b"written");
+            if cri.lab.is_husk() {
+                let other =
+                    pod.create("other", &["true"], |config| mount(config, &disk.0, "/disk", false));
+                let refused = other.try_start().expect_err("it cannot be started");
+                let words = "the mount on /disk (b 7:";
+                assert!(refused.message.contains(words), "{refused}");
+            }
+            pod.remove();
         },
     );
 }

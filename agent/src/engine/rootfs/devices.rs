@@ -228,7 +228,9 @@ impl Maker<'_> {
     fn bind(&self, node: &Node) -> Result<(), String> {
         let doing = || format!("bind device node {}", node.path.display());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = open_tree(CWD, node.runtimes(), flags).why(doing)?;
+        let own = node.runtimes();
+        let tree =
+            open_tree(CWD, &own, flags).why(|| format!("{} ({})", doing(), own.display()))?;
         let (at, _) = ensure(self.root, node.path, Kind::File).why(doing)?;
         mount::attach(&tree, &at).why(doing)
     }
