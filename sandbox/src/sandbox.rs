@@ -19,6 +19,7 @@ use crate::agent::{Agent, done, unexpected};
 use crate::cgroup::{Cgroup, Places};
 use crate::clock;
 use crate::error::{Code, Error, IoContext};
+use crate::forward::PortForwarding;
 use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
 use crate::network::{Namespace, Netns, Network, PodNetwork};
@@ -270,6 +271,11 @@ impl Sandbox {
     /// The pod's network; none if the pod is to use the host's, which a guest cannot.
     pub fn network(&self) -> Option<&Arc<PodNetwork>> {
         self.network.as_ref()
+    }
+
+    /// Makes the ports of the guest's localhost those of the pod's network namespace, too.
+    pub fn port_forwarding(&self, network: &PodNetwork) -> Result<PortForwarding, Error> {
+        PortForwarding::open(network.namespace(), self.agent.clone(), self.streams.clone())
     }
 
     /// Mounts a root file system on the directory `target`, one mount over the other.

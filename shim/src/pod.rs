@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
 use husk_sandbox::{
-    Code, Config, Error, KVM, Launch, PodNetwork, Sandbox, Signal, Spec, clip, clock,
-    host_capacity, run_dir::RUN_ROOT,
+    Code, Config, Error, KVM, Launch, PodNetwork, PortForwarding, Sandbox, Signal, Spec, clip,
+    clock, host_capacity, run_dir::RUN_ROOT,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -134,6 +134,13 @@ impl Pod {
         match launched.network() {
             Some(network) => {
                 tokio::spawn(follow_network(launched.clone(), network.clone()));
+                // A pod can do without.
+                match launched.port_forwarding(network) {
+                    Ok(ports) => drop(tokio::spawn(forward(launched.clone(), ports))),
+                    Err(error) => {
+                        log::warn(&format!("ports of pod {} cannot be forwarded: {error}", self.id))
+                    }
+                }
             }
             None => log::warn(&format!(
                 "pod {} is to use the host's network, which a VM cannot: it has loopback only",
@@ -268,6 +275,14 @@ async fn follow_network(sandbox: Arc<Sandbox>, network: Arc<PodNetwork>) {
             // What was tried and undone is a change, too.
             let _ = tokio::time::timeout(NETWORK_PAUSE, sandbox.ended()).await;
         }
+    }
+}
+
+/// Forwards the pod's ports until its VM is gone.
+async fn forward(sandbox: Arc<Sandbox>, ports: PortForwarding) {
+    tokio::select! {
+        _ = sandbox.ended() => {}
+        () = ports.run() => {}
     }
 }
 

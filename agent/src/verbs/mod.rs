@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod create;
 pub mod delete;
+pub mod dial;
 pub mod exec;
 pub mod network;
 pub mod pause;

@@ -97,6 +97,11 @@ impl PodNetwork {
         Ok(PodNetwork { namespace, changes, queue_pairs, vm, agent, notes, state })
     }
 
+    /// Where it is on the host.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// Waits until something has changed in the namespace since the last time.
     pub async fn changed(&self) {
         let Ok(mut ready) = self.changes.readable().await else {

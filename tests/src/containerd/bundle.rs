@@ -91,6 +91,15 @@ impl<'a> Bundle<'a> {
         Bundle { lab, namespace: namespace.to_owned(), events, task: Task::at(path, id) }
     }
 
+    /// Changes its config.json.
+    pub fn change(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.path().join("config.json");
+        let config = fs::read(&path).expect("config.json");
+        let mut config = serde_json::from_slice(&config).expect("JSON");
+        change(&mut config);
+        fs::write(path, config.to_string()).expect("write config.json");
+    }
+
     /// Has the shim send its events to another socket than containerd's.
     pub fn send_events_to(&mut self, socket: &Path) {
         self.events = socket.to_owned();

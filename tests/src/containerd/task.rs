@@ -183,6 +183,16 @@ impl Task {
         self.calls().delete(context(), &request)
     }
 
+    /// Deletes it beside what else is asked.
+    pub fn delete_beside(&self, exec: &str) -> thread::JoinHandle<ttrpc::Result<DeleteResponse>> {
+        let (calls, id, exec) = (self.calls().clone(), self.id.clone(), exec.to_owned());
+        thread::spawn(move || {
+            let request = DeleteRequest { id, exec_id: exec, ..Default::default() };
+            // As above.
+            calls.delete(Context::default(), &request)
+        })
+    }
+
     /// A signal for every process of the container.
     pub fn kill_all(&self, signal: i32) -> ttrpc::Result<()> {
         let request = KillRequest {

@@ -15,7 +15,7 @@ use crate::containerd::process::{LIMIT, eventually};
 
 /// A container that was created.
 pub struct Container<'a> {
-    pod: &'a Pod<'a>,
+    pub pod: &'a Pod<'a>,
     pub id: String,
     pub config: api::ContainerConfig,
 }

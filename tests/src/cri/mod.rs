@@ -12,6 +12,7 @@ pub mod container;
 pub mod grpc;
 pub mod log;
 pub mod pod;
+pub mod streaming;
 
 mod messages {
     include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));

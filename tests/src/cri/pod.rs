@@ -98,6 +98,14 @@ impl<'a> Pod<'a> {
         answer.status.unwrap_or_default()
     }
 
+    /// The process that containerd is told of, which is in its namespaces.
+    #[track_caller]
+    pub fn pid(&self) -> i32 {
+        let list = self.cri.lab.ctr(&["tasks", "ls"]).ended(0).text();
+        let line = list.lines().find(|line| line.starts_with(&self.id)).expect("its task");
+        line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).expect("a pid")
+    }
+
     #[track_caller]
     pub fn is_ready(&self) -> bool {
         self.status().state == api::PodSandboxState::SANDBOX_READY.into()

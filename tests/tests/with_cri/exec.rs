@@ -3,7 +3,7 @@
 //! Further processes in the containers of a pod.
 
 use husk_tests::containerd::process::{LIMIT, eventually};
-use husk_tests::cri::{api, case, grpc};
+use husk_tests::cri::{case, grpc};
 
 #[test]
 fn exec_sync() {
@@ -22,30 +22,6 @@ fn exec_sync() {
         assert!(wrong.message.contains("/no/such/program"), "{wrong}");
         let many = container.exec(&["sh", "-c", "yes | head -c 1000000"], 0).expect("ExecSync");
         assert_eq!(many.stdout.len(), 1_000_000);
-        pod.remove();
-    });
-}
-
-#[test]
-fn streaming() {
-    case("Exec and Attach answer with the address of a server", |cri| {
-        let pod = cri.pod("streamed", |_| {});
-        let container = pod.idle("main");
-        let exec = api::ExecRequest {
-            container_id: container.id.clone(),
-            cmd: vec!["true".to_owned()],
-            stdout: true,
-            ..Default::default()
-        };
-        let answer: api::ExecResponse = cri.ask("Exec", &exec).expect("Exec");
-        assert!(answer.url.starts_with("http://127.0.0.1:"), "{}", answer.url);
-        let attach = api::AttachRequest {
-            container_id: container.id.clone(),
-            stdout: true,
-            ..Default::default()
-        };
-        let answer: api::AttachResponse = cri.ask("Attach", &attach).expect("Attach");
-        assert!(answer.url.starts_with("http://127.0.0.1:"), "{}", answer.url);
         pod.remove();
     });
 }

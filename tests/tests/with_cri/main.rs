@@ -14,4 +14,6 @@ mod logs;
 mod names;
 mod namespaces;
 mod network;
+mod port_forward;
+mod streaming;
 mod volumes;
