@@ -58,6 +58,7 @@ impl Agent {
             Some(Verb::SetNetwork(network)) => {
                 reply.send(verbs::network::set_network(self, network));
             }
+            Some(Verb::SetSize(size)) => reply.send(verbs::size::set_size(&size)),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

@@ -31,6 +31,7 @@ mod reply;
 mod service;
 mod stand_in;
 mod start;
+mod update;
 
 use std::process::ExitCode;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_sandbox::Milestones;
+use husk_sandbox::{Milestones, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -22,6 +22,9 @@ const MAX_REQUEST: usize = 8192;
 
 /// How long a client may take.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How the names of the VM's own taps begin.
+const TAP: &str = "husk";
 
 /// Clients at once; the others wait.
 const MAX_CLIENTS: usize = 4;
@@ -75,6 +78,23 @@ struct Figures {
     ooms: u64,
     phases: Vec<(&'static str, u64)>,
     processes: Vec<(&'static str, Usage)>,
+    interfaces: Vec<Interface>,
+}
+
+/// What an interface of the pod's network namespace has counted, as the host's side of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Interface {
+    name: String,
+    received: Traffic,
+    sent: Traffic,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Traffic {
+    bytes: u64,
+    packets: u64,
+    errors: u64,
+    dropped: u64,
 }
 
 /// What a process of the host has used.
@@ -96,12 +116,43 @@ impl Figures {
             containers: pod.containers().len(),
             exits,
             ooms,
+            interfaces: sandbox.as_ref().map(|sandbox| interfaces(sandbox)).unwrap_or_default(),
             phases: sandbox.map(|sandbox| phases(&sandbox.milestones())).unwrap_or_default(),
             processes: [("vmm", vmm), ("shim", shim)]
                 .into_iter()
                 .filter_map(|(name, usage)| Some((name, usage?)))
                 .collect(),
         }
+    }
+}
+
+/// Those that the pod sees: not loopback, and not the taps of its VM. None for a pod in the
+/// host's network.
+fn interfaces(sandbox: &Sandbox) -> Vec<Interface> {
+    if sandbox.network().is_none() {
+        return Vec::new();
+    }
+    // husk-vmm is in the pod's network namespace.
+    let text = fs::read_to_string(format!("/proc/{}/net/dev", sandbox.pid())).unwrap_or_default();
+    let of_pod = |interface: &Interface| interface.name != "lo" && !interface.name.starts_with(TAP);
+    text.lines().filter_map(Interface::parse).filter(of_pod).collect()
+}
+
+impl Interface {
+    /// A line of /proc/net/dev: name, then eight counters of what was received and of what was
+    /// sent.
+    fn parse(line: &str) -> Option<Interface> {
+        let (name, counters) = line.split_once(':')?;
+        let counters: Option<Vec<u64>> =
+            counters.split_whitespace().map(|number| number.parse().ok()).collect();
+        let counters = counters.filter(|counters| counters.len() >= 16)?;
+        let traffic = |at: usize| Traffic {
+            bytes: counters[at],
+            packets: counters[at + 1],
+            errors: counters[at + 2],
+            dropped: counters[at + 3],
+        };
+        Some(Interface { name: name.trim().into(), received: traffic(0), sent: traffic(8) })
     }
 }
 
@@ -192,6 +243,31 @@ fn text(figures: &Figures) -> String {
         "CPU time of the pod's processes on the host; the VMM's includes the guest's.",
         &of_each(&|usage| usage.cpu_seconds.to_string()),
     );
+    type Counter = fn(&Traffic) -> u64;
+    let counters: [(&str, &str, Counter); 4] = [
+        ("bytes", "Bytes", |traffic| traffic.bytes),
+        ("packets", "Packets", |traffic| traffic.packets),
+        ("errors", "Errors", |traffic| traffic.errors),
+        ("packets_dropped", "Dropped packets", |traffic| traffic.dropped),
+    ];
+    for (name, what, counter) in counters {
+        for (direction, verb) in [("receive", "received"), ("transmit", "sent")] {
+            let samples = figures.interfaces.iter().map(|interface| {
+                let traffic = match direction {
+                    "receive" => &interface.received,
+                    _ => &interface.sent,
+                };
+                let label = format!(",interface=\"{}\"", escaped(&interface.name));
+                (label, counter(traffic).to_string())
+            });
+            family(
+                &format!("husk_network_{direction}_{name}_total"),
+                "counter",
+                &format!("{what} of what the pod has {verb}, as its interface counts."),
+                &samples.collect::<Vec<_>>(),
+            );
+        }
+    }
     text
 }
 
@@ -213,6 +289,9 @@ mod tests {
             exits: 3,
             phases: vec![("hello", 1_500_000_000)],
             processes: vec![("vmm", Usage { resident_bytes: 4096, cpu_seconds: 0.25 })],
+            interfaces: vec![
+                Interface::parse("  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0").expect("a line"),
+            ],
             ..Default::default()
         };
         let text = text(&figures);
@@ -222,11 +301,20 @@ mod tests {
             "husk_process_exits_total{namespace=\"k8s.io\",pod=\"a\\\"b\"} 3",
             "husk_boot_phase_seconds{namespace=\"k8s.io\",pod=\"a\\\"b\",phase=\"hello\"} 1.5",
             "husk_process_cpu_seconds_total{namespace=\"k8s.io\",pod=\"a\\\"b\",process=\"vmm\"} 0.25",
+            "husk_network_receive_bytes_total{namespace=\"k8s.io\",pod=\"a\\\"b\",interface=\"eth0\"} 1",
+            "husk_network_transmit_packets_dropped_total{namespace=\"k8s.io\",pod=\"a\\\"b\",interface=\"eth0\"} 8",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }
         let of_family = |line: &str| line.starts_with("# ") || line.starts_with("husk_");
         assert!(text.ends_with('\n') && text.lines().all(of_family), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_interface_is_none() {
+        for line in ["Inter-|   Receive", " face |bytes", "eth0: 1 2 3", "eth0: a b c", ""] {
+            assert_eq!(Interface::parse(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -60,9 +60,9 @@ impl Devices {
         self.bus.clone()
     }
 
-    /// Puts a device that stays into the first free slot.
-    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<(), PlugError> {
-        self.attach(device, &mut lock(&self.plugged)).map(drop)
+    /// Puts a device that stays into the first free slot; returns it.
+    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<u8, PlugError> {
+        self.attach(device, &mut lock(&self.plugged))
     }
 
     /// Puts a device on the bus that can be unplugged; returns its slot.

@@ -27,6 +27,7 @@ mod network;
 mod pause;
 mod process;
 mod protocol;
+mod resize;
 mod restart;
 mod rootfs;
 mod run;
