@@ -39,16 +39,23 @@ impl Machine {
             vcpus: wanted.vcpus.max(size.vcpus),
             memory_mib: wanted.memory_mib.max(size.memory_mib),
         };
-        if next != *size {
-            let led = async {
-                let reached = self.lead(next).await?;
-                reached.await.map_err(|_| Error::unavailable("the VM is gone"))
-            };
-            within_limit(led).await.map_err(|error| {
-                error.context(format!("the VM cannot grow from {size} to {next}"))
-            })?;
-            *size = next;
+        if next == *size {
+            return Ok(());
         }
+        let led = async {
+            let reached = self.lead(next).await?;
+            // A guest that still gives memory back is not waited for.
+            if next.memory_mib > size.memory_mib {
+                reached.await.map_err(|_| Error::unavailable("the VM is gone"))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = within_limit(led).await {
+            // What it has not taken yet it is not to take later.
+            let _ = within_limit(self.vm.resize(*size)).await;
+            return Err(error.context(format!("the VM cannot grow from {size} to {next}")));
+        }
+        *size = next;
         Ok(())
     }
 
