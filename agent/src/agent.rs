@@ -61,6 +61,7 @@ impl Agent {
             Some(Verb::RemoveDisk(disk)) => reply.send(verbs::disk::remove(&disk)),
             Some(Verb::Wake(wake)) => reply.send(verbs::wake::wake(&wake).await),
             Some(Verb::Dial(dial)) => reply.send(verbs::dial::dial(self, &dial).await),
+            Some(Verb::SetSize(size)) => reply.send(verbs::size::set_size(&size)),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

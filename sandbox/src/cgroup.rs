@@ -38,6 +38,18 @@ struct Place {
     home: PathBuf,
 }
 
+/// Where version 2 and version 1 count what the host's OOM killer took from a cgroup: lines of
+/// names and numbers.
+const OOM_FILES: [&str; 2] = ["memory.events", "memory.oom_control"];
+
+/// What the host's OOM killer takes from a cgroup.
+#[derive(Debug, Clone, Default)]
+pub struct OomKills {
+    /// None where it is not counted.
+    file: Option<PathBuf>,
+    before: u64,
+}
+
 /// A pod's cgroup; dropping it moves its processes to where its maker was, and removes it.
 #[derive(Debug)]
 pub struct Cgroup(Places);
@@ -115,6 +127,18 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Begins to count.
+    pub fn oom_kills(&self) -> OomKills {
+        let files = self
+            .0
+            .places
+            .iter()
+            .flat_map(|place| OOM_FILES.iter().map(move |file| place.directory.join(file)));
+        let mut counted = files.map(|file| OomKills { before: oom_kills(&file), file: Some(file) });
+        let exists = |kills: &OomKills| kills.file.as_ref().is_some_and(|file| file.exists());
+        counted.find(exists).unwrap_or_default()
+    }
+
     /// Removes it and reports what could not be removed. What has been killed there may take
     /// its time, so it is waited for beside the caller's thread.
     pub async fn remove(mut self) -> Result<(), Error> {
@@ -129,6 +153,19 @@ impl Drop for Cgroup {
         // `delete` repeats this and reports.
         let _ = self.0.remove();
     }
+}
+
+impl OomKills {
+    /// Whether a process was taken since this was made.
+    pub fn happened(&self) -> bool {
+        self.file.as_deref().is_some_and(|file| oom_kills(file) > self.before)
+    }
+}
+
+fn oom_kills(file: &Path) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+    count.unwrap_or(0)
 }
 
 impl Place {
@@ -319,5 +356,24 @@ mod tests {
             places: vec![Place { directory: "/nonexistent/a".into(), home: "/nonexistent".into() }],
         };
         places.remove().expect("nothing to do");
+    }
+
+    #[test]
+    fn what_the_oom_killer_takes_is_counted_from_now_on() {
+        for file in OOM_FILES {
+            let root = tempfile::tempdir().expect("directory");
+            let place = Place { directory: root.path().into(), home: "/nonexistent".into() };
+            let cgroup = Cgroup(Places { places: vec![place] });
+            let count = |kills: u32| {
+                let text = format!("max 9\noom_kill {kills}\noom_group_kill 5\n");
+                fs::write(root.path().join(file), text).expect("write");
+            };
+            count(3);
+            let kills = cgroup.oom_kills();
+            assert!(!kills.happened(), "{file}");
+            count(4);
+            assert!(kills.happened(), "{file}");
+        }
+        assert!(!OomKills::default().happened());
     }
 }

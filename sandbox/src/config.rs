@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use crate::assets::Assets;
 use crate::error::Error;
 use crate::network::{Bandwidth, NetworkSettings};
-use crate::size::Size;
+use crate::size::{Growth, Size};
 use crate::spec::Spec;
 
 /// Where a node's settings are, unless containerd's configuration names another file.
@@ -24,6 +24,10 @@ pub const PATH: &str = "/etc/husk/config.toml";
 
 /// Longest addition to the guest kernel's command line, in bytes: x86 takes 2048 in all.
 const MAX_KERNEL_ARGS: usize = 1024;
+
+/// vCPUs that a VM can get beside those that it begins with. The guest's kernel prepares for
+/// each of them when it boots.
+const MORE_VCPUS: usize = 8;
 
 /// Annotations of a pod that change its VM, if the node allows them.
 mod annotation {
@@ -81,7 +85,9 @@ pub struct Annotations {
 /// A pod's VM, as settings, annotations and limits make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSettings {
+    /// At boot.
     pub size: Size,
+    pub growth: Growth,
     pub kernel_args: String,
     pub network: NetworkSettings,
     pub assets: Assets,
@@ -144,6 +150,8 @@ impl Config {
     ) -> Result<PodSettings, Error> {
         let least = Size { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib };
         let mut size = Size::of(&spec.limits(), least, host_cpus, host_memory_mib);
+        // What an annotation says stays.
+        let (mut vcpus_stay, mut memory_stays) = (false, false);
         let mut kernel_args = self.vm.kernel_args.clone();
         let mut network =
             NetworkSettings { vhost: self.vm.vhost_net, bandwidth: Bandwidth::default() };
@@ -165,10 +173,12 @@ impl Config {
             match name {
                 annotation::VCPUS => {
                     size.vcpus = vcpus(value).map_err(|what| refuse(&what))?;
+                    vcpus_stay = true;
                 }
                 annotation::MEMORY_MIB => {
                     size.memory_mib =
                         memory(value, host_memory_mib).map_err(|what| refuse(&what))?;
+                    memory_stays = true;
                 }
                 annotation::INGRESS_BANDWIDTH => {
                     bandwidth.ingress = Some(Bandwidth::rate(value).map_err(|what| refuse(&what))?);
@@ -182,8 +192,20 @@ impl Config {
                 }
             }
         }
+        let most_vcpus = host_cpus.min(MAX_VCPUS.into()).min(usize::from(size.vcpus) + MORE_VCPUS);
+        let growth = Growth {
+            base: least,
+            least: Size { vcpus: if vcpus_stay { size.vcpus } else { 1 }, ..size },
+            most: Size {
+                vcpus: if vcpus_stay { size.vcpus } else { size.vcpus.max(most_vcpus as u8) },
+                memory_mib: match memory_stays {
+                    true => size.memory_mib,
+                    false => host_memory_mib.max(size.memory_mib),
+                },
+            },
+        };
         let kernel_args = kernel_args.trim().to_owned();
-        Ok(PodSettings { size, kernel_args, network, assets: self.assets()? })
+        Ok(PodSettings { size, growth, kernel_args, network, assets: self.assets()? })
     }
 
     /// The files that VMs are started from.

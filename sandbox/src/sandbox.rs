@@ -24,12 +24,13 @@ use crate::forward::PortForwarding;
 use crate::hooks::Poststop;
 use crate::mount::{self, Mount, Mounted};
 use crate::network::{Namespace, Netns, Network, PodNetwork};
+use crate::resize::Machine;
 use crate::run_dir::{METRICS_SOCKET, RunDir};
 use crate::share::{Share, SharedContainer};
 use crate::spec::{BindSource, BlockDevice};
 use crate::streams::{Expected, Streams};
 use crate::vm::{Ended, Vm};
-use crate::{Assets, PodSettings};
+use crate::{Assets, Growth, Limits, PodSettings};
 
 /// The guest kernel's command line. Nothing of a pod is in it, so that one booted VM can
 /// become any pod.
@@ -116,6 +117,8 @@ pub struct Sandbox {
     agent: Agent,
     streams: Streams,
     disks: Arc<Disks>,
+    machine: Machine,
+    growth: Growth,
     /// None if it has only what the guest makes itself.
     network: Option<Arc<PodNetwork>>,
     /// Fields of it are dropped in order: mounts before the directory below which they are.
@@ -135,7 +138,7 @@ impl Sandbox {
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the sandbox.
     pub fn launch(launch: Launch) -> Result<(Sandbox, mpsc::Receiver<Event>), Error> {
-        let PodSettings { size, kernel_args, network: settings, assets } = launch.settings;
+        let PodSettings { size, growth, kernel_args, network: settings, assets } = launch.settings;
         let inputs = Inputs::open(&launch.kvm, &assets)?;
         let netns = launch.network.open()?;
         let places = Places::of(&launch.cgroups_path)?;
@@ -157,8 +160,12 @@ impl Sandbox {
         ];
         let config = VmConfig {
             vcpus: size.vcpus,
+            most_vcpus: growth.most.vcpus,
             memory_mib: size.memory_mib,
-            cmdline: format!("{CMDLINE} {kernel_args}").trim_end().to_owned(),
+            most_memory_mib: growth.most.memory_mib,
+            cmdline: format!("{CMDLINE} maxcpus={} {kernel_args}", size.vcpus)
+                .trim_end()
+                .to_owned(),
             kvm: 0,
             kernel: 1,
             initramfs: Some(2),
@@ -171,7 +178,8 @@ impl Sandbox {
         let control = streams.expect_on(CONTROL_PORT);
         let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
         let to_guest = streams.clone();
-        let vm = Vm::start(&assets.vmm, netns.clone(), config, &files, log, to_guest)?;
+        let oom_kills = cgroup.oom_kills();
+        let vm = Vm::start(&assets.vmm, netns.clone(), config, &files, log, to_guest, oom_kills)?;
         if let Err(error) = run.record_vmm(vm.process()) {
             vm.kill("its state could not be written");
             return Err(error);
@@ -206,7 +214,10 @@ impl Sandbox {
         let network = network.transpose().inspect_err(|error| vm.kill(&error.message))?;
         let disks = Arc::new(Disks::new(vm.clone(), agent.clone()));
         let files = Mutex::new(Some(Files { share, cgroup, run }));
-        Ok((Sandbox { vm, metrics_socket, agent, streams, disks, network, files }, events))
+        let machine = Machine::new(vm.clone(), agent.clone(), size);
+        let sandbox =
+            Sandbox { vm, metrics_socket, agent, streams, machine, growth, disks, network, files };
+        Ok((sandbox, events))
     }
 
     /// The VM's process on the host: alive while the pod is, and in its network namespace.
@@ -410,6 +421,20 @@ impl Sandbox {
             ..Default::default()
         }))
         .await
+    }
+
+    /// Has the VM be large enough for containers with these limits.
+    pub async fn grow_for(&self, containers: &[Limits]) -> Result<(), Error> {
+        self.machine.grow(self.growth.size_for(containers)).await
+    }
+
+    /// Has the VM be no larger than containers with these limits need. What is returned
+    /// resolves when the guest has given back the memory that it had too much.
+    pub async fn shrink_for(
+        &self,
+        containers: &[Limits],
+    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+        self.machine.shrink(self.growth.size_for(containers)).await
     }
 
     /// `resources` is an OCI LinuxResources, JSON.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How large a pod's VM is: a default, and what the container may use on top of it.
+//! How large a pod's VM is, when it starts and while it runs: a default, and what the
+//! containers may use on top of it.
+
+use std::fmt;
 
 use husk_vmm::config::MAX_VCPUS;
 
@@ -22,9 +25,77 @@ pub struct Limits {
     pub memory: Option<i64>,
 }
 
+/// What [`Limits::cpu`] counts as one.
+const CPU: u64 = 1_000_000;
+
 /// Most memory that is asked of the host for one VM, in MiB: the VMM's guests address 46
 /// bits at least, and a limit beyond any host is meant as no limit.
 const MAX_MEMORY_MIB: u64 = 1 << 22;
+
+/// Between which sizes a pod's VM can be while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// vCPUs for containers without a limit, and memory beside all limits.
+    pub base: Size,
+    pub least: Size,
+    pub most: Size,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} vCPUs and {} MiB", self.vcpus, self.memory_mib)
+    }
+}
+
+impl Limits {
+    /// These, as an update changes them: what is absent in it, or 0, stays.
+    pub fn updated(self, change: Limits) -> Limits {
+        Limits {
+            cpu_quota: change.cpu_quota.filter(|&quota| quota != 0).or(self.cpu_quota),
+            cpu_period: change.cpu_period.filter(|&period| period != 0).or(self.cpu_period),
+            memory: change.memory.filter(|&memory| memory != 0).or(self.memory),
+        }
+    }
+
+    /// Millionths of a CPU; `None` without a limit.
+    fn cpu(&self) -> Option<u64> {
+        let quota = u64::try_from(self.cpu_quota?).ok().filter(|&quota| quota > 0)?;
+        let period = self.cpu_period.filter(|&period| period > 0).unwrap_or(100_000);
+        Some(
+            u64::try_from(u128::from(quota) * CPU as u128 / u128::from(period)).unwrap_or(u64::MAX),
+        )
+    }
+
+    /// MiB; 0 without a limit, and for one as large as the host.
+    fn memory_mib(&self, host_memory_mib: u64) -> u64 {
+        match self.memory {
+            Some(limit) if limit > 0 => Some((limit as u64).div_ceil(1 << 20)),
+            _ => None,
+        }
+        .filter(|&mib| mib < host_memory_mib.min(MAX_MEMORY_MIB))
+        .unwrap_or(0)
+    }
+}
+
+impl Growth {
+    /// The VM for the containers with these limits.
+    pub fn size_for(&self, containers: &[Limits]) -> Size {
+        let limited = || containers.iter().filter_map(Limits::cpu);
+        let cpus = limited().fold(0, u64::saturating_add).div_ceil(CPU);
+        let all_limited = !containers.is_empty() && limited().count() == containers.len();
+        let vcpus = match all_limited {
+            true => cpus,
+            false => cpus.max(self.base.vcpus.into()),
+        };
+        let more = containers.iter().map(|limits| limits.memory_mib(self.most.memory_mib));
+        let memory_mib = more.fold(self.base.memory_mib, u64::saturating_add);
+        let Growth { least, most, .. } = self;
+        Size {
+            vcpus: vcpus.clamp(least.vcpus.into(), most.vcpus.into()) as u8,
+            memory_mib: memory_mib.clamp(least.memory_mib, most.memory_mib),
+        }
+    }
+}
 
 impl Size {
     /// The VM for containers with these limits, on a host with `host_cpus` CPUs and
@@ -34,20 +105,11 @@ impl Size {
     /// limit as large as the host is no limit.
     pub fn of(limits: &Limits, least: Size, host_cpus: usize, host_memory_mib: u64) -> Size {
         let most = host_cpus.clamp(1, MAX_VCPUS as usize) as u64;
-        let vcpus = match limits.cpu_quota {
-            Some(quota) if quota > 0 => {
-                let period = limits.cpu_period.filter(|&period| period > 0).unwrap_or(100_000);
-                (quota as u64).div_ceil(period).clamp(1, most) as u8
-            }
-            _ => least.vcpus,
+        let vcpus = match limits.cpu() {
+            Some(cpu) => cpu.div_ceil(CPU).clamp(1, most) as u8,
+            None => least.vcpus,
         };
-        let limit_mib = match limits.memory {
-            Some(limit) if limit > 0 => (limit as u64).div_ceil(1 << 20),
-            _ => 0,
-        };
-        let limit_mib =
-            if limit_mib >= host_memory_mib.min(MAX_MEMORY_MIB) { 0 } else { limit_mib };
-        Size { vcpus, memory_mib: least.memory_mib + limit_mib }
+        Size { vcpus, memory_mib: least.memory_mib + limits.memory_mib(host_memory_mib) }
     }
 }
 
@@ -93,5 +155,41 @@ mod tests {
         let limits = limits(i64::MAX, 0, 9_223_372_036_854_771_712);
         let size = Size { vcpus: 32, memory_mib: 256 };
         assert_eq!(Size::of(&limits, LEAST, 64, 8192), size);
+    }
+
+    const GROWTH: Growth =
+        Growth { base: LEAST, least: LEAST, most: Size { vcpus: 4, memory_mib: 2048 } };
+
+    #[test]
+    fn a_running_vm_is_for_all_its_containers_together() {
+        let mib = |mib: i64| mib << 20;
+        let none = Limits::default();
+        let of = |containers: &[Limits]| {
+            let Size { vcpus, memory_mib } = GROWTH.size_for(containers);
+            (vcpus, memory_mib)
+        };
+        assert_eq!(of(&[]), (1, 256));
+        assert_eq!(of(&[none, none]), (1, 256));
+        let half = limits(50_000, 100_000, mib(100));
+        assert_eq!(of(&[half]), (1, 356));
+        assert_eq!(of(&[half, half]), (1, 456));
+        assert_eq!(of(&[half, half, half]), (2, 556));
+        assert_eq!(of(&[limits(300_000, 100_000, -1), none]), (3, 256));
+        assert_eq!(of(&[limits(900_000, 100_000, mib(2000))]), (4, 2048), "at most");
+        assert_eq!(of(&[limits(i64::MAX, 1, i64::MAX), half]), (4, 356), "as good as none");
+        let base = Size { vcpus: 2, ..LEAST };
+        let growth = Growth { base, ..GROWTH };
+        assert_eq!(growth.size_for(&[half]).vcpus, 1);
+        assert_eq!(growth.size_for(&[half, none]).vcpus, 2, "one may use all that are there");
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let before = limits(50_000, 100_000, 1000);
+        assert_eq!(before.updated(Limits::default()), before);
+        assert_eq!(before.updated(limits(0, 0, 0)), before);
+        let quota = Limits { cpu_quota: Some(-1), ..Default::default() };
+        assert_eq!(before.updated(quota), limits(-1, 100_000, 1000));
+        assert_eq!(before.updated(limits(1, 2, 3)), limits(1, 2, 3));
     }
 }

@@ -76,6 +76,15 @@ struct Linux {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Resources(Map<String, Value>);
 
+impl Limits {
+    /// Those of an OCI LinuxResources, JSON.
+    pub fn of_resources(json: &[u8]) -> Result<Limits, Error> {
+        let resources: Resources = serde_json::from_slice(json)
+            .map_err(|error| Error::invalid(format!("cannot read the resources: {error}")))?;
+        Ok(resources.limits())
+    }
+}
+
 impl Resources {
     fn limits(&self) -> Limits {
         let number = |group, name| self.0.get(group)?.get(name);
@@ -143,6 +152,12 @@ impl Spec {
 
     fn number<N: std::str::FromStr>(&self, annotation: &str) -> Option<N> {
         self.annotation(annotation)?.parse().ok()
+    }
+
+    /// What the container itself may use; `None` for one that is there to hold a pod together.
+    pub fn own_limits(&self) -> Option<Limits> {
+        let holds_a_pod = self.pod().is_some_and(|pod| pod.begins);
+        (!holds_a_pod).then(|| self.limits())
     }
 
     /// Annotations whose names start with `prefix`.

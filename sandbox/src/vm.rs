@@ -24,11 +24,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::{self, Receiver, Sender};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cgroup::OomKills;
 use crate::error::{Error, IoContext};
 use crate::network::Netns;
 use crate::process::{Pidfd, ProcessId};
 use crate::reactor;
 use crate::run_dir::console_tail;
+use crate::size::Size;
 use crate::streams::Streams;
 use crate::tail::Tail;
 
@@ -37,6 +39,10 @@ const CONTROL_FD: RawFd = 3;
 
 /// How much of the console is kept with the reason of the VM's end, in bytes.
 const CONSOLE_TAIL: u64 = 4096;
+
+/// Why a VM ended that the host's OOM killer took.
+const TAKEN: &str = "the host's OOM killer took husk-vmm: the pod's cgroup or the host had no \
+                     memory left for it; give the pod more, or its containers lower limits";
 
 /// Commands that wait for the supervisor to send them.
 const MAX_QUEUED: usize = 16;
@@ -48,6 +54,8 @@ pub struct Ended {
     pub reason: String,
     /// The last lines of the guest's console.
     pub console: String,
+    /// The host's OOM killer took it.
+    pub oom: bool,
 }
 
 /// What is known about a VM so far.
@@ -71,13 +79,15 @@ pub struct Vm {
     orders: mpsc::Sender<Order>,
 }
 
-/// What husk-vmm is asked to do with the running VM's devices.
+/// What husk-vmm is asked to do with the running VM.
 #[derive(Debug)]
 enum Change {
     /// The device's files, by their index.
     Plug(Plug<FdIndex>, Vec<OwnedFd>),
     Unplug(u8),
     Counters,
+    /// Told when the guest has as much memory.
+    Resize(Size, oneshot::Sender<()>),
 }
 
 /// What husk-vmm says to an order.
@@ -102,7 +112,7 @@ struct OomScoreAdj(File, Option<i64>);
 impl Vm {
     /// Starts `program` in `netns` and has it boot the VM of `config`, whose files are
     /// `files`. `console` is the guest's console log. Connections of the guest go to
-    /// `streams`.
+    /// `streams`. `oom_kills` are those of the cgroup that we are in.
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the VM.
     pub fn start(
@@ -112,6 +122,7 @@ impl Vm {
         files: &[BorrowedFd<'_>],
         console: File,
         streams: Streams,
+        oom_kills: OomKills,
     ) -> Result<Vm, Error> {
         let (ours, theirs) = socket_pair().context(|| "cannot make a socket pair".to_owned())?;
         let (stderr, writer) = Tail::new().context(|| "cannot make a pipe".to_owned())?;
@@ -140,6 +151,7 @@ impl Vm {
             child,
             console,
             streams,
+            oom_kills,
             state: state_sender,
             cause: cause_receiver,
             orders: order_receiver,
@@ -204,6 +216,17 @@ impl Vm {
         self.order(Change::Unplug(slot)).await.map(drop)
     }
 
+    /// Has the VM be of this size as far as the host goes: the slot of the device for memory,
+    /// or 0, and what resolves when the guest has as much of it. That fails when another resize
+    /// comes before.
+    pub async fn resize(&self, size: Size) -> Result<(u8, oneshot::Receiver<()>), Error> {
+        let (reached, reaching) = oneshot::channel();
+        match self.order(Change::Resize(size, reached)).await? {
+            Answer::Slot(slot) => Ok((slot, reaching)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// What the devices have done so far.
     pub async fn counters(&self) -> Result<Vec<DeviceCounters>, Error> {
         match self.order(Change::Counters).await? {
@@ -228,7 +251,11 @@ impl Vm {
         match state.wait_for(|state| state.ended.is_some()).await.map(|state| state.ended.clone()) {
             Ok(Some(ended)) => ended,
             // The supervisor went with its runtime, and the VM with it.
-            _ => Arc::new(Ended { reason: "the VM was given up".into(), console: String::new() }),
+            _ => Arc::new(Ended {
+                reason: "the VM was given up".into(),
+                console: String::new(),
+                oom: false,
+            }),
         }
     }
 }
@@ -243,6 +270,7 @@ struct Supervisor {
     child: Child,
     console: File,
     streams: Streams,
+    oom_kills: OomKills,
     state: Sender<State>,
     cause: Receiver<Option<String>>,
     orders: mpsc::Receiver<Order>,
@@ -254,6 +282,8 @@ struct Supervisor {
 struct Ordered {
     next: u64,
     waiting: HashMap<u64, oneshot::Sender<Result<Answer, Error>>>,
+    /// The last resize, while the guest has not as much memory.
+    reaching: Option<(u64, oneshot::Sender<()>)>,
 }
 
 impl Ordered {
@@ -265,6 +295,10 @@ impl Ordered {
             Change::Plug(device, files) => (control::Command::Plug { id, device }, files),
             Change::Unplug(slot) => (control::Command::Unplug { id, slot }, Vec::new()),
             Change::Counters => (control::Command::Counters { id }, Vec::new()),
+            Change::Resize(Size { vcpus, memory_mib }, reached) => {
+                self.reaching = Some((id, reached));
+                (control::Command::Resize { id, vcpus, memory_mib }, Vec::new())
+            }
         };
         let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
         match Packets(socket.as_fd()).send(&command, &files) {
@@ -280,6 +314,13 @@ impl Ordered {
     fn answer(&mut self, id: u64, answer: Result<Answer, Error>) {
         if let Some(waiting) = self.waiting.remove(&id) {
             let _ = waiting.send(answer);
+        }
+    }
+
+    /// The guest has as much memory as this order wanted.
+    fn memory_reached(&mut self, id: u64) {
+        if let Some((_, reached)) = self.reaching.take_if(|(of, _)| *of == id) {
+            let _ = reached.send(());
         }
     }
 }
@@ -321,8 +362,14 @@ impl Supervisor {
             }
         };
         let cause = self.cause.borrow().clone();
-        let reason = reason(cause, last_words, status, &self.stderr.text());
-        let ended = Ended { reason, console: console_tail(&mut self.console, CONSOLE_TAIL) };
+        let killed = matches!(&status, Ok(status) if status.signal() == Some(libc::SIGKILL));
+        let oom = killed && cause.is_none() && self.oom_kills.happened();
+        let reason = match oom {
+            true => TAKEN.to_owned(),
+            false => reason(cause, last_words, status, &self.stderr.text()),
+        };
+        let console = console_tail(&mut self.console, CONSOLE_TAIL);
+        let ended = Ended { reason, console, oom };
         self.streams.close(&ended.reason);
         self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
     }
@@ -342,7 +389,13 @@ impl Supervisor {
             Event::Counters { id, devices } => {
                 self.ordered.answer(id, Ok(Answer::Counters(devices)));
             }
-            Event::NotPlugged { id, error } | Event::NotUnplugged { id, error } => {
+            Event::Resized { id, slot } => {
+                self.ordered.answer(id, Ok(Answer::Slot(slot.unwrap_or(0))));
+            }
+            Event::MemoryReached { id } => self.ordered.memory_reached(id),
+            Event::NotPlugged { id, error }
+            | Event::NotUnplugged { id, error }
+            | Event::NotResized { id, error } => {
                 self.ordered.answer(id, Err(Error::internal(error)));
             }
             Event::Exited(reason) => *last_words = Some(reason.to_string()),

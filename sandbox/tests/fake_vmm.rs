@@ -19,7 +19,7 @@ use std::time::Duration;
 use husk_protocol::agent::{self as guest, Frame, frame::Body, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, MAX_FRAME, PROTOCOL_VERSION};
 use husk_sandbox::{
-    Assets, BindSource, Code, Launch, Network, NetworkSettings, PodSettings, Sandbox, Signal, Size,
+    Assets, BindSource, Code, Growth, Launch, Limits, Network, NetworkSettings, PodSettings, Sandbox, Signal, Size,
     Terminal, run_dir,
 };
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("runtime").block_on(async {
         a_pod_lives_and_leaves_nothing().await;
+        a_vm_is_resized_for_its_containers().await;
         a_killed_vm_fails_everything_with_a_reason().await;
         a_vm_that_cannot_be_built_says_why().await;
         a_monitor_that_cannot_run_is_reported().await;
@@ -49,6 +50,10 @@ fn main() -> ExitCode {
     println!("all passed");
     ExitCode::SUCCESS
 }
+
+/// At boot, and at most.
+const SIZE: Size = Size { vcpus: 2, memory_mib: 300 };
+const MOST: Size = Size { vcpus: 4, memory_mib: 1000 };
 
 /// A directory with the assets: a link to this program, and files to open.
 struct Place {
@@ -81,7 +86,8 @@ impl Place {
             network: Network::New,
             cgroups_path: String::new(),
             settings: PodSettings {
-                size: Size { vcpus: 2, memory_mib: 300 },
+                size: SIZE,
+                growth: Growth { base: SIZE, least: SIZE, most: MOST },
                 kernel_args: "loglevel=3".into(),
                 network: NetworkSettings::default(),
                 assets: Assets {
@@ -144,6 +150,38 @@ async fn a_pod_lives_and_leaves_nothing() {
     assert!(!is_alive(pid));
     assert!(events.recv().await.is_none());
     assert_eq!(sandbox.ended().await.reason, "enough");
+    place.assert_clean();
+}
+
+async fn a_vm_is_resized_for_its_containers() {
+    let place = Place::new();
+    let (sandbox, mut events) = Sandbox::launch(place.launch("web-1")).expect("launch");
+    let limits = |cpus: i64, mib: i64| Limits {
+        cpu_quota: Some(cpus * 100_000),
+        cpu_period: Some(100_000),
+        memory: Some(mib << 20),
+    };
+    let mut told = async || match events.recv().await.expect("event").kind {
+        Some(guest::event::Kind::Log(line)) => line.message,
+        other => panic!("not a log: {other:?}"),
+    };
+    sandbox.grow_for(&[limits(1, 100), limits(2, 100)]).await.expect("grow");
+    assert_eq!(told().await, "3 CPUs, memory in slot 5");
+    // Nothing is asked for that is there.
+    sandbox.grow_for(&[limits(2, 100)]).await.expect("grow");
+    sandbox.grow_for(&[limits(9, 100)]).await.expect("grow");
+    assert_eq!(told().await, "4 CPUs, memory in slot 5");
+    let reached = sandbox.shrink_for(&[limits(3, 100)]).await.expect("shrink");
+    assert_eq!(told().await, "3 CPUs, memory in slot 4");
+    reached.await.expect("given back");
+    sandbox.shrink_for(&[]).await.expect("shrink").await.expect("given back");
+    assert_eq!(told().await, "2 CPUs, memory in slot 3");
+    sandbox.kill("enough");
+    sandbox.ended().await;
+    let error = sandbox.grow_for(&[limits(3, 100)]).await.expect_err("no VM");
+    let wanted = "the VM cannot grow from 2 vCPUs and 300 MiB to 3 vCPUs and 400 MiB: enough";
+    assert_eq!((error.code, error.message.as_str()), (Code::Unavailable, wanted));
+    sandbox.stop("enough").await.expect("stop");
     place.assert_clean();
 }
 
@@ -318,6 +356,13 @@ fn monitor() -> ExitCode {
                 send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));
             }
             Verb::Signal(_) => {}
+            Verb::SetSize(size) => {
+                answer(&mut agent, frame.id, response::Result::Done(guest::Done::new()));
+                let message = format!("{} CPUs, memory in slot {}", size.cpus, size.memory_slot);
+                let line = guest::Log { message, ..Default::default() };
+                let kind = Some(guest::event::Kind::Log(line));
+                send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));
+            }
             Verb::SetNetwork(told) => {
                 answer(&mut agent, frame.id, response::Result::Done(guest::Done::new()));
                 let line = guest::Log { message: network::describe(&told), ..Default::default() };

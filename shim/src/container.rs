@@ -14,7 +14,7 @@ use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::Status;
 use husk_sandbox::mount::Mounted;
-use husk_sandbox::{Code, Disk, Error, HostHooks, Poststop, SharedContainer};
+use husk_sandbox::{Code, Disk, Error, HostHooks, Limits, Poststop, SharedContainer};
 use protobuf::MessageField;
 use tokio::sync::watch;
 
@@ -56,6 +56,8 @@ pub struct Inner {
     pub init: Process,
     pub execs: HashMap<String, Exec>,
     pub paused: bool,
+    /// What it may use; `None` if it does not count for the size of the VM.
+    pub limits: Option<Limits>,
     /// A delete is at work.
     pub deleting: bool,
     /// What is shared with the guest, and mounted for it on the host.
@@ -114,6 +116,7 @@ impl Container {
                 init: Process::new(State::Creating(None), stdio),
                 execs: HashMap::new(),
                 paused: false,
+                limits: None,
                 deleting: false,
                 shared: None,
                 disks: Vec::new(),

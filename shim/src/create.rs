@@ -20,7 +20,7 @@ use crate::io::{Io, Owner};
 use crate::pod::Pod;
 use crate::process::Input;
 use crate::stand_in::StandIn;
-use crate::{log, options, remove};
+use crate::{log, options, remove, update};
 
 /// What is to be created.
 pub struct Order {
@@ -91,6 +91,7 @@ async fn make(
         container.phases.reach_at("shim_start", pod.started_ns);
     }
     container.phases.reach_at("create_received", received_ns);
+    container.inner().limits = spec.own_limits();
     pod.add(container.clone())?;
     let filled = tokio::select! {
         filled = fill(pod, &sandbox, &container, spec, &request) => filled,
@@ -145,9 +146,10 @@ async fn fill(
     let mounts = container.mounts.iter().map(to_mount).collect();
     let stdio = container.inner().init.stdio.clone();
     let owner = Owner { container: &container.id, namespace: &pod.namespace };
-    let (mounted, opened) = tokio::join!(
+    let (mounted, opened, grown) = tokio::join!(
         mount(sandbox.clone(), container.clone(), mounts, rootfs, guest.binds.clone()),
         Io::open(&stdio, owner, || sandbox.expect_stream()),
+        update::make_room(pod, sandbox),
     );
     let (mut io, mut terminal) = opened?;
     let (rootfs, shared) = mounted?;
@@ -160,6 +162,7 @@ async fn fill(
         inner.init.io = Some(io);
         terminal.size = inner.init.size.take().or(console_size);
     }
+    grown?;
     run_hooks(sandbox, container).await?;
     if let (Some(network), Some(joining)) = (network, joining) {
         joining.await?;

@@ -32,6 +32,7 @@ mod sandbox;
 mod service;
 mod stand_in;
 mod start;
+mod update;
 
 use std::process::ExitCode;
 

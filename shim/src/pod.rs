@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
 use husk_sandbox::{
-    Code, Config, Error, KVM, Launch, PodNetwork, PortForwarding, Sandbox, Signal, Spec, clip,
-    clock, host_capacity, run_dir::RUN_ROOT,
+    Code, Config, Error, KVM, Launch, Limits, PodNetwork, PortForwarding, Sandbox, Signal, Spec, clip, clock, host_capacity, run_dir::RUN_ROOT,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -42,6 +41,8 @@ pub struct Pod {
     /// What its containers get from it, while the Sandbox API keeps it.
     kept: Mutex<Option<PodFiles>>,
     count: watch::Sender<usize>,
+    /// Held while the VM is made to fit its containers.
+    pub resizing: tokio::sync::Mutex<()>,
     /// Ends of processes, and strikes of the OOM killer, that the guest has reported.
     exits: AtomicU64,
     ooms: AtomicU64,
@@ -58,6 +59,7 @@ impl Pod {
             containers: Mutex::default(),
             kept: Mutex::default(),
             count: watch::channel(0).0,
+            resizing: tokio::sync::Mutex::default(),
             exits: AtomicU64::new(0),
             ooms: AtomicU64::new(0),
         }
@@ -78,6 +80,15 @@ impl Pod {
     /// Every container of the pod.
     pub fn containers(&self) -> Vec<Arc<Container>> {
         lock(&self.containers).values().cloned().collect()
+    }
+
+    /// What the containers that have not ended may use.
+    pub fn limits(&self) -> Vec<Limits> {
+        let of = |container: Arc<Container>| {
+            let inner = container.inner();
+            inner.limits.filter(|_| inner.init.state().exit().is_none())
+        };
+        self.containers().into_iter().filter_map(of).collect()
     }
 
     /// Keeps the pod, with containers or without, until it is let go of.
@@ -284,6 +295,9 @@ async fn follow(pod: Arc<Pod>, sandbox: Arc<Sandbox>, mut events: mpsc::Receiver
     }
     let exit = Exit { status: LOST_STATUS, at: clock::realtime() };
     for container in containers {
+        if ended.oom && container.inner().init.state().exit().is_none() {
+            container.oom();
+        }
         container.lost(exit);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_sandbox::{DeviceCounters, Milestones};
+use husk_sandbox::{DeviceCounters, Milestones, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -25,6 +25,9 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long husk-vmm may take to answer.
 const VMM_LIMIT: Duration = Duration::from_secs(2);
+
+/// How the names of the VM's own taps begin.
+const TAP: &str = "husk";
 
 /// Clients at once; the others wait.
 const MAX_CLIENTS: usize = 4;
@@ -79,6 +82,23 @@ struct Figures {
     phases: Vec<(&'static str, u64)>,
     processes: Vec<(&'static str, Usage)>,
     devices: Vec<DeviceCounters>,
+    interfaces: Vec<Interface>,
+}
+
+/// What an interface of the pod's network namespace has counted, as the host's side of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Interface {
+    name: String,
+    received: Traffic,
+    sent: Traffic,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Traffic {
+    bytes: u64,
+    packets: u64,
+    errors: u64,
+    dropped: u64,
 }
 
 /// What a process of the host has used.
@@ -108,6 +128,7 @@ impl Figures {
             containers: pod.containers().len(),
             exits,
             ooms,
+            interfaces: sandbox.as_ref().map(|sandbox| interfaces(sandbox)).unwrap_or_default(),
             phases: sandbox.map(|sandbox| phases(&sandbox.milestones())).unwrap_or_default(),
             processes: [("vmm", vmm), ("shim", shim)]
                 .into_iter()
@@ -115,6 +136,36 @@ impl Figures {
                 .collect(),
             devices,
         }
+    }
+}
+
+/// Those that the pod sees: not loopback, and not the taps of its VM. None for a pod in the
+/// host's network.
+fn interfaces(sandbox: &Sandbox) -> Vec<Interface> {
+    if sandbox.network().is_none() {
+        return Vec::new();
+    }
+    // husk-vmm is in the pod's network namespace.
+    let text = fs::read_to_string(format!("/proc/{}/net/dev", sandbox.pid())).unwrap_or_default();
+    let of_pod = |interface: &Interface| interface.name != "lo" && !interface.name.starts_with(TAP);
+    text.lines().filter_map(Interface::parse).filter(of_pod).collect()
+}
+
+impl Interface {
+    /// A line of /proc/net/dev: name, then eight counters of what was received and of what was
+    /// sent.
+    fn parse(line: &str) -> Option<Interface> {
+        let (name, counters) = line.split_once(':')?;
+        let counters: Option<Vec<u64>> =
+            counters.split_whitespace().map(|number| number.parse().ok()).collect();
+        let counters = counters.filter(|counters| counters.len() >= 16)?;
+        let traffic = |at: usize| Traffic {
+            bytes: counters[at],
+            packets: counters[at + 1],
+            errors: counters[at + 2],
+            dropped: counters[at + 3],
+        };
+        Some(Interface { name: name.trim().into(), received: traffic(0), sent: traffic(8) })
     }
 }
 
@@ -205,8 +256,8 @@ fn text(figures: &Figures) -> String {
         "CPU time of the pod's processes on the host; the VMM's includes the guest's.",
         &of_each(&|usage| usage.cpu_seconds.to_string()),
     );
-    type Counter = fn(&DeviceCounters) -> u64;
-    let of_devices: [(&str, &str, Counter); 4] = [
+    type Count = fn(&DeviceCounters) -> u64;
+    let of_devices: [(&str, &str, Count); 4] = [
         ("requests", "Requests of the guest that the device has answered.", |d| d.requests),
         ("written_bytes", "Bytes that the device has written for the guest.", |d| d.written_bytes),
         ("kicks", "Notifications that the device had of the guest.", |d| d.kicks),
@@ -219,6 +270,31 @@ fn text(figures: &Figures) -> String {
         };
         let samples: Vec<_> = figures.devices.iter().map(sample).collect();
         family(&format!("husk_device_{what}_total"), "counter", help, &samples);
+    }
+    type Counter = fn(&Traffic) -> u64;
+    let counters: [(&str, &str, Counter); 4] = [
+        ("bytes", "Bytes", |traffic| traffic.bytes),
+        ("packets", "Packets", |traffic| traffic.packets),
+        ("errors", "Errors", |traffic| traffic.errors),
+        ("packets_dropped", "Dropped packets", |traffic| traffic.dropped),
+    ];
+    for (name, what, counter) in counters {
+        for (direction, verb) in [("receive", "received"), ("transmit", "sent")] {
+            let samples = figures.interfaces.iter().map(|interface| {
+                let traffic = match direction {
+                    "receive" => &interface.received,
+                    _ => &interface.sent,
+                };
+                let label = format!(",interface=\"{}\"", escaped(&interface.name));
+                (label, counter(traffic).to_string())
+            });
+            family(
+                &format!("husk_network_{direction}_{name}_total"),
+                "counter",
+                &format!("{what} of what the pod has {verb}, as its interface counts."),
+                &samples.collect::<Vec<_>>(),
+            );
+        }
     }
     text
 }
@@ -249,6 +325,9 @@ mod tests {
                 kicks: 5,
                 interrupts: 6,
             }],
+            interfaces: vec![
+                Interface::parse("  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0").expect("a line"),
+            ],
             ..Default::default()
         };
         let text = text(&figures);
@@ -260,11 +339,20 @@ mod tests {
             "husk_process_cpu_seconds_total{namespace=\"k8s.io\",pod=\"a\\\"b\",process=\"vmm\"} 0.25",
             "# TYPE husk_device_kicks_total counter",
             "husk_device_kicks_total{namespace=\"k8s.io\",pod=\"a\\\"b\",device=\"fs\",slot=\"4\"} 5",
+            "husk_network_receive_bytes_total{namespace=\"k8s.io\",pod=\"a\\\"b\",interface=\"eth0\"} 1",
+            "husk_network_transmit_packets_dropped_total{namespace=\"k8s.io\",pod=\"a\\\"b\",interface=\"eth0\"} 8",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }
         let of_family = |line: &str| line.starts_with("# ") || line.starts_with("husk_");
         assert!(text.ends_with('\n') && text.lines().all(of_family), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_interface_is_none() {
+        for line in ["Inter-|   Receive", " face |bytes", "eth0: 1 2 3", "eth0: a b c", ""] {
+            assert_eq!(Interface::parse(line), None, "{line}");
+        }
     }
 
     #[test]

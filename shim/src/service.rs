@@ -23,7 +23,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use crate::pod::Pod;
 use crate::process::{Exit, State};
 use crate::reply::{timestamp, to_ttrpc};
-use crate::{create, exec, kill, metrics, pids, remove};
+use crate::{create, exec, kill, metrics, pids, remove, update};
 
 /// Answers for one pod.
 #[derive(Clone)]
@@ -210,10 +210,9 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
-        self.pod.container(&request.id).map_err(to_ttrpc)?;
-        let sandbox = self.pod.sandbox().map_err(to_ttrpc)?;
+        let container = self.pod.container(&request.id).map_err(to_ttrpc)?;
         let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
-        quick(sandbox.update(&request.id, resources)).await.map_err(to_ttrpc)?;
+        update::update(&self.pod, &container, resources).await.map_err(to_ttrpc)?;
         Ok(Empty::new())
     }
 

@@ -141,6 +141,11 @@ fn unplugged_without_a_word() {
 }
 
 #[test]
+fn resized() {
+    plug::resized();
+}
+
+#[test]
 fn most_devices() {
     plug::most();
 }

@@ -259,7 +259,9 @@ fn open(guest: &Guest) -> Result<(VmConfig<OwnedFd>, Option<VsockHost>), String>
     let kvm = kvm::open().map_err(|error| error.to_string())?.into();
     let config = VmConfig {
         vcpus: guest.cpus,
+        most_vcpus: guest.cpus,
         memory_mib: guest.memory_mib,
+        most_memory_mib: guest.memory_mib,
         cmdline: guest.cmdline.clone(),
         kvm,
         kernel: kernel.into(),

@@ -29,7 +29,12 @@ pub const MAX_QUEUE_PAIRS: usize = 16;
 pub struct VmConfig<F> {
     /// 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// Most that it can be resized to; at least `vcpus`. The guest knows of them all: its
+    /// kernel brings up as many as its command line says (maxcpus).
+    pub most_vcpus: u8,
     pub memory_mib: u64,
+    /// Most that it can be resized to; at least `memory_mib`.
+    pub most_memory_mib: u64,
     pub cmdline: String,
     /// /dev/kvm.
     pub kvm: F,
@@ -121,7 +126,9 @@ impl<F> VmConfig<F> {
     pub fn try_map<G, E>(self, mut file: impl FnMut(F) -> Result<G, E>) -> Result<VmConfig<G>, E> {
         Ok(VmConfig {
             vcpus: self.vcpus,
+            most_vcpus: self.most_vcpus,
             memory_mib: self.memory_mib,
+            most_memory_mib: self.most_memory_mib,
             cmdline: self.cmdline,
             kvm: file(self.kvm)?,
             kernel: file(self.kernel)?,

@@ -42,6 +42,11 @@ pub enum Command {
     /// Take a device that was plugged away again; answered by [`Event::Unplugged`] or
     /// [`Event::NotUnplugged`] with the same id. The guest has removed it before.
     Unplug { id: u64, slot: u8 },
+    /// Have this many vCPUs at least, and this much memory in all; answered by
+    /// [`Event::Resized`] or [`Event::NotResized`] with the same id. The guest brings vCPUs up
+    /// and down itself; when it has taken or given back the memory [`Event::MemoryReached`]
+    /// follows, unless another resize comes before.
+    Resize { id: u64, vcpus: u8, memory_mib: u64 },
     /// Say what the devices have done; answered by [`Event::Counters`] with the same id.
     Counters { id: u64 },
     /// Stop the VM at once; [`Event::Exited`] follows with [`ExitReason::Stopped`].
@@ -65,6 +70,12 @@ pub enum Event {
     Unplugged { id: u64 },
     /// Nothing was changed; the text says why.
     NotUnplugged { id: u64, error: String },
+    /// The vCPUs are there, and the device for memory, if it needs one, in this slot.
+    Resized { id: u64, slot: Option<u8> },
+    /// Some of it may have been done; the text says why not all.
+    NotResized { id: u64, error: String },
+    /// The guest has as much memory as the resize of this id asked for.
+    MemoryReached { id: u64 },
     /// What the devices on the bus have done so far.
     Counters { id: u64, devices: Vec<DeviceCounters> },
     /// The guest is gone.

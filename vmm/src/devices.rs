@@ -71,9 +71,9 @@ impl Devices {
         self.bus.clone()
     }
 
-    /// Puts a device that stays into the first free slot.
-    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<(), PlugError> {
-        self.attach(device, false).map(drop)
+    /// Puts a device that stays into the first free slot; returns it.
+    pub fn add(&self, device: Box<dyn VirtioDevice>) -> Result<u8, PlugError> {
+        self.attach(device, false)
     }
 
     /// Puts a device on the bus that can be unplugged; returns its slot.

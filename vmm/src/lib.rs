@@ -13,6 +13,7 @@ pub mod memory;
 pub mod pci;
 mod platform;
 pub mod probe;
+pub mod resize;
 mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -5,7 +5,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
 use libc::c_int;
 
 pub use vm_memory::{
@@ -16,11 +20,68 @@ use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, MmapRegion, mmap::GuestRegio
 use crate::arch::layout;
 
 /// Guest RAM. Cloning shares the mapping.
-pub type GuestRam = GuestMemoryMmap<()>;
+#[derive(Clone)]
+pub struct GuestRam {
+    boot: GuestMemoryMmap<()>,
+    /// What the guest can get while it runs.
+    room: Option<Arc<Room>>,
+}
 
-/// Maps `size` bytes of guest RAM, below and above the hole for devices. Pages are private,
-/// anonymous and cost nothing until the guest touches them.
-pub fn map(size: u64) -> Result<GuestRam, MemoryError> {
+/// Address space behind the RAM that is there at boot. Until it is opened nothing in it can be
+/// reached, by devices either.
+struct Room {
+    region: GuestRegionMmap<()>,
+    open: AtomicBool,
+}
+
+impl GuestMemory for GuestRam {
+    type R = GuestRegionMmap<()>;
+
+    fn find_region(&self, address: GuestAddress) -> Option<&Self::R> {
+        let in_room = || self.open_room().filter(|room| room.to_region_addr(address).is_some());
+        self.boot.find_region(address).or_else(in_room)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Self::R> {
+        self.boot.iter().chain(self.open_room())
+    }
+}
+
+impl GuestRam {
+    /// RAM at these addresses, without room for more.
+    pub fn from_ranges(ranges: &[(GuestAddress, usize)]) -> Result<GuestRam, MemoryError> {
+        let boot = GuestMemoryMmap::from_ranges(ranges).map_err(|_| MemoryError::Layout)?;
+        Ok(GuestRam { boot, room: None })
+    }
+
+    fn open_room(&self) -> Option<&GuestRegionMmap<()>> {
+        let room = self.room.as_deref()?;
+        room.open.load(Ordering::Acquire).then_some(&room.region)
+    }
+
+    /// Where there is room for more RAM: guest address and length in bytes.
+    pub fn room(&self) -> Option<(u64, u64)> {
+        let region = &self.room.as_deref()?.region;
+        Some((region.start_addr().0, region.len()))
+    }
+
+    /// Makes the room usable as RAM; returns it as [`regions`] does.
+    pub fn open(&self) -> io::Result<Option<(u64, u64, u64)>> {
+        let Some(room) = self.room.as_deref() else { return Ok(None) };
+        let (address, len) = (room.region.as_ptr(), room.region.size());
+        // SAFETY: the range is a mapping of ours, of which nobody holds references.
+        if unsafe { libc::mprotect(address.cast(), len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        room.open.store(true, Ordering::Release);
+        Ok(Some((room.region.start_addr().0, room.region.len(), address as u64)))
+    }
+}
+
+/// Maps `size` bytes of guest RAM, below and above the hole for devices, with room for as much
+/// more as makes `most`. Pages are private, anonymous and cost nothing until the guest touches
+/// them, and of the room only the addresses are taken.
+pub fn map(size: u64, most: u64) -> Result<GuestRam, MemoryError> {
     let total = host_memory();
     if size > total {
         return Err(MemoryError::TooLarge { size: size >> 20, total: total >> 20 });
@@ -31,12 +92,41 @@ pub fn map(size: u64) -> Result<GuestRam, MemoryError> {
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::Layout)
         })
         .collect::<Result<Vec<_>, MemoryError>>()?;
-    GuestRam::from_regions(regions).map_err(|_| MemoryError::Layout)
+    let boot = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout)?;
+    let room = match layout::room(size, most) {
+        Some((start, len)) => {
+            let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+            let mapping = MmapRegion::build(None, len as usize, libc::PROT_NONE, flags)?;
+            let region = GuestRegionMmap::new(mapping, GuestAddress(start));
+            let region = region.ok_or(MemoryError::Layout)?;
+            Some(Arc::new(Room { region, open: AtomicBool::new(false) }))
+        }
+        None => None,
+    };
+    Ok(GuestRam { boot, room })
 }
 
 /// The regions of guest RAM: guest address, length in bytes, host address.
 pub fn regions(ram: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
     ram.iter().map(|r| (r.start_addr().0, r.len(), r.as_ptr() as u64))
+}
+
+/// KVM's number for the room of [`GuestRam::open`]; what is there at boot has the numbers below.
+pub const ROOM_SLOT: u32 = 2;
+
+/// Gives the guest memory: guest address, length in bytes, host address.
+pub fn attach(vm: &VmFd, slot: u32, region: (u64, u64, u64)) -> io::Result<()> {
+    let (guest_phys_addr, memory_size, userspace_addr) = region;
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr,
+        memory_size,
+        userspace_addr,
+    };
+    // SAFETY: the host range is a mapping that the devices' clones of the RAM keep alive as
+    // long as the VM, and that Rust code only reaches through volatile accesses.
+    Ok(unsafe { vm.set_user_memory_region(region) }?)
 }
 
 /// Gives the whole pages of a range back to the host. The guest finds zeros there, or what a

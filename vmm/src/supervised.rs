@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
 use husk_vmm::devices::Devices;
+use husk_vmm::resize::Resizer;
 use husk_vmm::virtio::vsock::{Dialer, HostSide};
 use husk_vmm::vm::{Vm, VsockHost};
 
@@ -51,11 +52,12 @@ fn serve(packets: &Arc<Packets<OwnedFd>>, started_ns: u64) -> Result<ExitReason,
 
     let running = Event::Running { started_ns, running_ns: monotonic_ns() };
     packets.send(&running, &[]).map_err(lost)?;
-    let (dialer, devices, stopper) = (vm.dialer(), vm.devices(), vm.stopper());
+    let (dialer, devices, resizer, stopper) =
+        (vm.dialer(), vm.devices(), vm.resizer(), vm.stopper());
     let commands = packets.clone();
     std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || obey(&commands, dialer, &devices, &stopper))
+        .spawn(move || obey(&commands, dialer, &devices, resizer, &stopper))
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     vm.run().map_err(|error| error.to_string())
 }
@@ -75,9 +77,10 @@ fn name<T>(
 
 /// Follows commands until the supervisor closes its end.
 fn obey(
-    packets: &Packets<OwnedFd>,
+    packets: &Arc<Packets<OwnedFd>>,
     dialer: Option<Dialer>,
     devices: &Devices,
+    mut resizer: Resizer,
     stopper: &Sender<ExitReason>,
 ) {
     let answer = |event: Event| {
@@ -109,6 +112,14 @@ fn obey(
             }),
             Ok(Some((Command::Counters { id }, _))) => {
                 answer(Event::Counters { id, devices: devices.counters() });
+            }
+            Ok(Some((Command::Resize { id, vcpus, memory_mib }, _))) => {
+                let packets = packets.clone();
+                let reached = move || drop(packets.send(&Event::MemoryReached { id }, &[]));
+                answer(match resizer.resize(vcpus, memory_mib, reached) {
+                    Ok(slot) => Event::Resized { id, slot },
+                    Err(error) => Event::NotResized { id, error: error.to_string() },
+                });
             }
             Ok(Some((Command::Stop, _)) | None) | Err(_) => {
                 let _ = stopper.send(ExitReason::Stopped);

@@ -1,14 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A vCPU: its thread and what happens when KVM returns to us.
+//! A vCPU: its making, its thread and what happens when KVM returns to us.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
+use crate::arch::{cpuid, regs};
 use crate::control::ExitReason;
 use crate::platform::Platform;
+
+/// Makes the vCPUs of a VM, before it runs or while it does.
+#[derive(Clone)]
+pub struct Maker {
+    vm: Arc<VmFd>,
+    supported: CpuId,
+    /// How many there can be.
+    most: u8,
+}
+
+impl Maker {
+    pub fn new(kvm: &Kvm, vm: Arc<VmFd>, most: u8) -> io::Result<Maker> {
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        Ok(Maker { vm, supported, most })
+    }
+
+    /// Makes one that waits for the guest to start it; the caller gives the first its state.
+    pub fn make(&self, id: u8) -> io::Result<VcpuFd> {
+        let vcpu = self.vm.create_vcpu(u64::from(id))?;
+        vcpu.set_cpuid2(&cpuid::for_vcpu(&self.supported, id, self.most)?)?;
+        regs::set_common_state(&vcpu)?;
+        Ok(vcpu)
+    }
+}
 
 /// Runs `vcpu` on a thread of its own until the guest ends, and says why. Such a thread is
 /// never joined: a process runs one VM, and ends with it.

@@ -9,10 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use crate::arch::{acpi, boot, cpuid, layout, regs};
+use crate::arch::{acpi, boot, layout, regs};
 use crate::config::{Console as ConsoleConfig, MAX_TAG, MAX_VCPUS, MIN_MEMORY_MIB, Plug, VmConfig};
 use crate::control::ExitReason;
 use crate::devices::{self, Devices, PlugError};
@@ -21,7 +20,8 @@ use crate::log::Log;
 use crate::memory::{self, GuestRam, MemoryError};
 use crate::pci::SLOTS;
 use crate::platform::Platform;
-use crate::vcpu;
+use crate::resize::Resizer;
+use crate::vcpu::{self, Maker};
 use crate::virtio::Fault;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::{Console, Output};
@@ -33,6 +33,8 @@ use crate::virtio::vsock::{Dialer, HostSide, Vsock};
 pub enum VmError {
     #[error("{0} vCPUs are not possible; ask for 1 to {MAX_VCPUS}")]
     Vcpus(u8),
+    #[error("{0} vCPUs and {1} MiB are no larger size than {2} vCPUs and {3} MiB")]
+    Most(u8, u64, u8, u64),
     #[error("{0} MiB of memory are too little; the least is {MIN_MEMORY_MIB} MiB")]
     TooLittleMemory(u64),
     #[error("the tag of a share has 1 to {MAX_TAG} bytes; {0:?} does not fit")]
@@ -74,6 +76,11 @@ pub struct VsockHost {
 /// A VM that is ready to run. A process runs one and ends with it: threads of vCPUs and
 /// devices are never joined.
 pub struct Vm {
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+    memory_mib: u64,
+    most_vcpus: u8,
+    maker: Maker,
     vcpus: Vec<VcpuFd>,
     platform: Platform,
     devices: Arc<Devices>,
@@ -87,7 +94,7 @@ impl Vm {
         check(&config)?;
         let exits = channel();
 
-        let ram = memory::map(config.memory_mib << 20)?;
+        let ram = memory::map(config.memory_mib << 20, config.most_memory_mib << 20)?;
         let kvm = kvm::check(config.kvm)?;
         let vm = Arc::new(create_vm(&kvm)?);
         attach_memory(&vm, &ram)?;
@@ -128,13 +135,20 @@ impl Vm {
         };
         let mut generation = [0; 16];
         rng::random(&mut generation).during("draw a generation ID")?;
-        let rsdp = acpi::write(&ram, config.vcpus, generation)?;
+        let rsdp = acpi::write(&ram, config.most_vcpus, generation)?;
         boot::write_start_info(&ram, &config.cmdline, initramfs, rsdp)?;
         regs::write_gdt(&ram).map_err(io::Error::other).during("write the GDT")?;
 
-        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry).during("create the vCPUs")?;
+        let maker = Maker::new(&kvm, vm.clone(), config.most_vcpus)
+            .during("ask what vCPUs this host can have")?;
+        let vcpus: Vec<VcpuFd> = (0..config.vcpus)
+            .map(|id| maker.make(id))
+            .collect::<io::Result<_>>()
+            .during("create the vCPUs")?;
+        regs::set_boot_state(&vcpus[0], entry).during("create the vCPUs")?;
         let platform = Platform { pci: devices.bus(), console: output };
-        Ok(Vm { vcpus, platform, devices, dialer, exits })
+        let VmConfig { memory_mib, most_vcpus, .. } = config;
+        Ok(Vm { vm, ram, memory_mib, most_vcpus, maker, vcpus, platform, devices, dialer, exits })
     }
 
     /// Opens connections to the guest; `None` without a vsock.
@@ -145,6 +159,22 @@ impl Vm {
     /// Gives the guest devices and takes them away, now or while it runs.
     pub fn devices(&self) -> Arc<Devices> {
         self.devices.clone()
+    }
+
+    /// Makes the VM larger and smaller while it runs. There has to be one at most.
+    pub fn resizer(&self) -> Resizer {
+        Resizer {
+            vm: self.vm.clone(),
+            ram: self.ram.clone(),
+            devices: self.devices.clone(),
+            maker: self.maker.clone(),
+            platform: self.platform.clone(),
+            exits: self.exits.0.clone(),
+            vcpus: self.vcpus.len() as u8,
+            most_vcpus: self.most_vcpus,
+            memory_mib: self.memory_mib,
+            memory: None,
+        }
     }
 
     /// Ends the VM from outside: send the reason.
@@ -166,6 +196,10 @@ impl Vm {
 fn check(config: &VmConfig<OwnedFd>) -> Result<(), VmError> {
     if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
         return Err(VmError::Vcpus(config.vcpus));
+    }
+    let VmConfig { vcpus, most_vcpus, memory_mib, most_memory_mib, .. } = *config;
+    if most_vcpus < vcpus || most_vcpus > MAX_VCPUS || most_memory_mib < memory_mib {
+        return Err(VmError::Most(most_vcpus, most_memory_mib, vcpus, memory_mib));
     }
     if config.memory_mib < MIN_MEMORY_MIB {
         return Err(VmError::TooLittleMemory(config.memory_mib));
@@ -196,34 +230,10 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
 }
 
 fn attach_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), VmError> {
-    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in memory::regions(ram).enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr,
-            memory_size,
-            userspace_addr,
-        };
-        // SAFETY: the host range is a mapping that the devices' clones of `ram` keep alive
-        // as long as the VM, and that Rust code only reaches through volatile accesses.
-        unsafe { vm.set_user_memory_region(region) }.during("give the guest its memory")?;
+    for (slot, region) in memory::regions(ram).enumerate() {
+        memory::attach(vm, slot as u32, region).during("give the guest its memory")?;
     }
     Ok(())
-}
-
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: u64) -> io::Result<Vec<VcpuFd>> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    (0..count)
-        .map(|id| {
-            let vcpu = vm.create_vcpu(u64::from(id))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, count)?)?;
-            regs::set_common_state(&vcpu)?;
-            if id == 0 {
-                regs::set_boot_state(&vcpu, entry)?;
-            }
-            Ok(vcpu)
-        })
-        .collect()
 }
 
 fn open_console(config: ConsoleConfig<OwnedFd>) -> io::Result<(Output, Option<File>)> {

@@ -13,6 +13,7 @@ pub mod pause;
 pub mod pids;
 pub mod resize;
 pub mod signal;
+pub mod size;
 pub mod start;
 pub mod stats;
 pub mod update;

@@ -95,6 +95,8 @@ fn annotations_change_the_vm_if_the_node_allows_them() {
     )
     .expect("settings");
     assert_eq!(settings.size, Size { vcpus: 3, memory_mib: 1000 });
+    let Growth { least, most, .. } = settings.growth;
+    assert_eq!((least, most), (settings.size, settings.size), "what they say stays");
     assert_eq!(settings.kernel_args, "quiet loglevel=7");
 
     let settings =

@@ -225,6 +225,12 @@ pub fn serve(control: &Packets<OwnedFd>) {
                     devices.retain(|(used, _)| *used != slot);
                     control.send(&Event::Unplugged { id }, &[]).expect("send");
                 }
+                // The slot tells the test what was asked for.
+                Command::Resize { id, memory_mib, .. } => {
+                    let slot = Some((memory_mib / 100) as u8);
+                    control.send(&Event::MemoryReached { id }, &[]).expect("send");
+                    control.send(&Event::Resized { id, slot }, &[]).expect("send");
+                }
                 other => panic!("not expected: {other:?}"),
             }
         }

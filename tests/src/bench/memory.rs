@@ -42,7 +42,8 @@ fn sum(smaps: &str) -> Memory {
             // The head of a mapping: addresses, rights, offset, device, inode, path.
             let words: Vec<_> = line.split_whitespace().collect();
             let ram = |path: &&str| path.contains("memfd") || path.starts_with("/dev/zero");
-            is_guest = words.get(5).is_none_or(ram);
+            // What it could be given while it runs is no RAM yet, and not accessible.
+            is_guest = words.get(5).is_none_or(ram) && words.get(1) != Some(&"---p");
             size = 0;
             continue;
         };

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::container::END;
 use super::exec::{BYTE, EXIT, OUTPUT};
 use super::memory::Memory;
+use super::resize::STEP;
 use super::{Figure, Runs, figures};
 
 /// Figures by what was measured, such as a runtime, and by the name of the instant.
@@ -33,6 +34,8 @@ pub struct Report {
     pub output_husk_to_runc: Option<f64>,
     /// ns from exec to exit of a VM by itself, by monitor.
     pub vm_alone: Table,
+    /// ns from the request for a larger memory limit to its answer, by runtime.
+    pub resize: Table,
     /// Bytes, by program, beside a running container.
     pub memory: BTreeMap<String, Memory>,
     pub missing: Vec<String>,
@@ -125,6 +128,10 @@ impl std::fmt::Display for Report {
         }
         for (monitor, figures) in &self.vm_alone {
             writeln!(f, "guest alone under {monitor}, ms from exec to exit:")?;
+            write_figures(f, figures, false)?;
+        }
+        for (runtime, figures) in &self.resize {
+            writeln!(f, "{STEP} MiB more for a running container with {runtime}, ms:")?;
             write_figures(f, figures, false)?;
         }
         if !self.memory.is_empty() {

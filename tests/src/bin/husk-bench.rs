@@ -8,11 +8,11 @@ use std::process::ExitCode;
 
 use husk_tests::bench::container::Containerd;
 use husk_tests::bench::report::Report;
-use husk_tests::bench::{Runs, exec, memory, microvm};
+use husk_tests::bench::{Runs, exec, memory, microvm, resize};
 use husk_tests::containerd::leftovers::pids_of;
 
 const USAGE: &str = "usage: husk-bench [--rounds N] [--only PART] [--json FILE]
-parts: cold-starts, execs, output, memory, alone";
+parts: cold-starts, execs, output, resize, memory, alone";
 
 const HUSK: &str = "io.containerd.husk.v2";
 const RUNTIMES: [(&str, &str); 2] = [("runc", "io.containerd.runc.v2"), ("husk", HUSK)];
@@ -20,9 +20,10 @@ const RUNTIMES: [(&str, &str); 2] = [("runc", "io.containerd.runc.v2"), ("husk",
 const COLD_STARTS: &str = "cold-starts";
 const EXECS: &str = "execs";
 const OUTPUT: &str = "output";
+const RESIZE: &str = "resize";
 const MEMORY: &str = "memory";
 const ALONE: &str = "alone";
-const PARTS: [&str; 5] = [COLD_STARTS, EXECS, OUTPUT, MEMORY, ALONE];
+const PARTS: [&str; 6] = [COLD_STARTS, EXECS, OUTPUT, RESIZE, MEMORY, ALONE];
 
 struct Options {
     rounds: u32,
@@ -106,6 +107,11 @@ fn measure(options: &Options) -> Result<Report, String> {
             report.take(format!("output with {name}"), runs, |r| &mut r.output, name);
         });
     }
+    options.part(RESIZE, "husk", || {
+        let grow = || resize::grow(containerd.directory(), Containerd::IDLE, rounds);
+        let runs = containerd.beside_idle(HUSK, grow);
+        report.take("larger limits with husk".to_owned(), runs, |r| &mut r.resize, "husk");
+    });
     options.part(MEMORY, "husk", || {
         let memory = containerd.beside_idle(HUSK, husk_memory);
         match memory.or_else(|_| containerd.beside_idle(HUSK, husk_memory)) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CloseIORequest, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
-    ResizePtyRequest, StartRequest, StartResponse, WaitRequest, WaitResponse,
+    ResizePtyRequest, StartRequest, StartResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::{Client, protobuf, ttrpc};
 use protobuf::Message;
@@ -23,6 +23,8 @@ use super::process::{LIMIT, Size};
 const SERVICE: &str = "containerd.task.v2.Task";
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// The shim of a container that containerd runs.
 pub struct Shim {
@@ -125,6 +127,21 @@ impl Shim {
         let (id, exec_id) = self.names(exec);
         let request = CloseIORequest { id, exec_id, stdin: true, ..Default::default() };
         self.call::<_, Empty>("CloseIO", &request).map(drop)
+    }
+
+    /// Gives the container other limits: an OCI LinuxResources.
+    pub fn update(&self, resources: &Value) -> ttrpc::Result<()> {
+        let resources = protobuf::well_known_types::any::Any {
+            type_url: RESOURCES_TYPE.to_owned(),
+            value: resources.to_string().into_bytes(),
+            ..Default::default()
+        };
+        let request = UpdateTaskRequest {
+            id: self.container.clone(),
+            resources: protobuf::MessageField::some(resources),
+            ..Default::default()
+        };
+        self.call("Update", &request).map(|_: Empty| ())
     }
 
     /// Takes an exec that has ended, or was never started, away; its status.

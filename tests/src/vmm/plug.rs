@@ -105,6 +105,42 @@ impl Guest {
         self.try_unplug(slot).expect("unplug");
     }
 
+    /// Resizes the VM, has the guest look for the device, and waits until it has the memory.
+    fn try_resize(&mut self, vcpus: u8, memory_mib: u64) -> Result<(), String> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let order = Order::Resize { id, vcpus, memory_mib };
+        self.supervisor.packets.send(&order, &[]).expect("send");
+        let (mut answered, mut reached) = (false, false);
+        while !(answered && reached) {
+            match self.supervisor.event() {
+                Some((Event::Resized { id: same, slot }, _)) if same == id => {
+                    assert_eq!(slot, Some(FIXED + 1), "the first free slot");
+                    self.does("movable");
+                    self.does("rescan");
+                    answered = true;
+                }
+                Some((Event::MemoryReached { id: same }, _)) if same == id => reached = true,
+                Some((Event::NotResized { id: same, error }, _)) if same == id => {
+                    return Err(error);
+                }
+                other => panic!("unexpected {other:?}; {}", self.supervisor.tail()),
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, order: &str) -> u64 {
+        self.does(order).parse().expect("a number")
+    }
+
+    /// MiB that husk-vmm has in memory.
+    fn resident_mib(&self) -> u64 {
+        let statm = format!("/proc/{}/statm", self.supervisor.child.id());
+        let statm = fs::read_to_string(statm).expect("statm");
+        statm.split(' ').nth(1).expect("resident").parse::<u64>().expect("pages") >> 8
+    }
+
     /// Descriptors and threads of husk-vmm.
     fn resources(&self) -> (usize, usize) {
         let pid = self.supervisor.child.id();
@@ -227,6 +263,37 @@ pub fn surprise() {
     println!("a device that was taken from under its driver harmed nobody");
 }
 
+pub fn resized() {
+    const ROUNDS: u32 = 5;
+    let mut guest = Guest::boot(1);
+    let at_boot = guest.number("memory");
+    assert_eq!(guest.number("cpus 1"), 1);
+    for round in 1..=ROUNDS {
+        guest.try_resize(2, 256 + 512).expect("grow");
+        let large = guest.number("memory");
+        assert!(large >= at_boot + 500, "{at_boot} MiB at boot, {large} MiB in round {round}");
+        assert_eq!(guest.number("cpus 2"), 2);
+        guest.does("fill 500");
+        let full = guest.resident_mib();
+        assert!(full > 500, "{full} MiB of husk-vmm with 500 MiB in use");
+        assert_eq!(guest.number("cpus 1"), 1);
+        guest.try_resize(1, 256).expect("shrink");
+        let small = guest.number("memory");
+        assert!(small < at_boot + 10, "{at_boot} MiB at boot, {small} MiB in round {round}");
+        let after = guest.resident_mib();
+        assert!(after < 280, "{after} MiB of husk-vmm after it shrank to 256 MiB");
+        println!(
+            "{at_boot} MiB and a CPU, {large} MiB and two, {small} MiB; resident {full}, {after}"
+        );
+    }
+    for (vcpus, memory_mib, text) in [(3, 256, "3 vCPUs"), (1, 1025, "1025 MiB")] {
+        let error = guest.try_resize(vcpus, memory_mib).expect_err("should be refused");
+        assert!(error.contains(text), "{error}");
+        println!("resize: {error}");
+    }
+    guest.end();
+}
+
 pub fn most() {
     let folder = crate::temporary("plug");
     let (file, contents) = disk(folder.path(), 1);
@@ -309,6 +376,35 @@ fn obey(words: &[&str]) -> io::Result<String> {
             Ok("by hash".to_owned())
         }
         ["interrupts", slot] => interrupts(&device(slot)),
+        ["movable"] => {
+            let policy = "/sys/module/memory_hotplug/parameters/online_policy";
+            fs::write(policy, "auto-movable").map(|()| "so be it".to_owned())
+        }
+        ["memory"] => {
+            let text = fs::read_to_string("/proc/meminfo")?;
+            let kib = text.split_whitespace().nth(1).unwrap_or_default();
+            Ok((number(kib)? >> 10).to_string())
+        }
+        ["fill", mib] => {
+            let len = number(mib)? as usize;
+            let filled: Vec<Vec<u8>> = (0..len).map(|i| vec![i as u8 | 1; 1 << 20]).collect();
+            Ok(filled.iter().map(Vec::len).sum::<usize>().to_string())
+        }
+        ["cpus", count] => {
+            for cpu in 1.. {
+                let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+                let wanted = if cpu < number(count)? { "1" } else { "0" };
+                match fs::read_to_string(&path) {
+                    Err(_) => break,
+                    Ok(is) if is.trim() != wanted => fs::write(&path, wanted)?,
+                    Ok(_) => {}
+                }
+            }
+            let stat = fs::read_to_string("/proc/stat")?;
+            let up =
+                stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
+            Ok(up.count().to_string())
+        }
         ["disks"] => Ok(fs::read_dir("/sys/block")?
             .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().starts_with("vd")))
             .filter(|&is_disk| is_disk)

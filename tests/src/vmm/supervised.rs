@@ -42,8 +42,10 @@ impl Supervisor {
         ];
         let config = VmConfig {
             vcpus,
+            most_vcpus: vcpus + 1,
             memory_mib: 256,
-            cmdline: format!("console=hvc0 quiet panic=-1 case={case}"),
+            most_memory_mib: 1024,
+            cmdline: format!("console=hvc0 quiet panic=-1 maxcpus={vcpus} case={case}"),
             kvm: 0,
             kernel: 1,
             initramfs: Some(2),

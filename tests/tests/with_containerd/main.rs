@@ -30,6 +30,7 @@ mod network_traffic;
 mod pause;
 mod process;
 mod protocol;
+mod resize;
 mod restart;
 mod rootfs;
 mod run;

@@ -9,7 +9,7 @@ use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::task::Task;
 
 /// MiB that a process of the host has in memory.
-fn resident_mib(pid: u32) -> u64 {
+pub fn resident_mib(pid: u32) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).expect("statm");
     let pages = statm.split(' ').nth(1).expect("resident").parse::<u64>().expect("pages");
     (pages * 4096) >> 20

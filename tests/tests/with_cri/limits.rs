@@ -4,7 +4,9 @@
 
 use husk_tests::containerd::CD_CGROUP;
 use husk_tests::containerd::process::{LIMIT, eventually};
+use husk_tests::cri::api::NamespaceMode;
 use husk_tests::cri::container::resources;
+use husk_tests::cri::pod::namespaces;
 use husk_tests::cri::{api, case, husk_case};
 use protobuf::MessageField;
 
@@ -81,6 +83,58 @@ fn size_of_the_vm() {
 }
 
 #[test]
+fn resized() {
+    husk_case(
+        "a pod's VM grows for containers that it was not made for, and follows their updates",
+        |cri| {
+            let pod = cri.pod("resized", |_| {});
+            let free = pod.idle("free");
+            let mib = || {
+                let kib = free.exec_sh("awk '$1 == \"MemTotal:\" { print $2 }' /proc/meminfo");
+                kib.parse::<i64>().expect("a number") >> 10
+            };
+            let at_boot = mib();
+            let mut expected = 0;
+            let containers: Vec<_> = [("first", 128), ("second", 256)]
+                .map(|(name, limit)| {
+                    let container = pod.start(name, &["sleep", "100000"], |config| {
+                        resources(config).memory_limit_in_bytes = limit * MIB;
+                    });
+                    expected += limit;
+                    let (now, wanted) = (mib(), at_boot + expected);
+                    assert!((wanted - 30..=wanted).contains(&now), "{now} MiB, not {wanted}");
+                    container
+                })
+                .into();
+            let update = |limit: i64| {
+                let request = api::UpdateContainerResourcesRequest {
+                    container_id: containers[1].id.clone(),
+                    linux: MessageField::some(api::LinuxContainerResources {
+                        memory_limit_in_bytes: limit * MIB,
+                        cpu_period: 100_000,
+                        cpu_quota: 150_000,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                cri.ask::<api::UpdateContainerResourcesResponse>(
+                    "UpdateContainerResources",
+                    &request,
+                )
+                .expect("UpdateContainerResources");
+            };
+            assert_eq!(free.exec_sh("nproc"), "1");
+            update(512);
+            assert!(mib() >= at_boot + 600, "{} MiB at most", mib());
+            assert_eq!(free.exec_sh("nproc"), "2");
+            update(64);
+            assert!(eventually(LIMIT, || mib() < at_boot + 200), "{} MiB at last", mib());
+            pod.remove();
+        },
+    );
+}
+
+#[test]
 fn stats() {
     case("the figures of one container, of all of a pod, and of those of no pod", |cri| {
         let pod = cri.pod("counted", |_| {});
@@ -140,6 +194,67 @@ fn stats_of_a_pod() {
             assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
             assert_eq!(stats.containers.len(), 1);
             assert_eq!(stats.containers[0].attributes.id, container.id);
+            pod.remove();
+            std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
+        },
+    );
+}
+
+#[test]
+fn traffic_of_a_pod() {
+    husk_case("what a pod has sent and received is counted as with any runtime", |cri| {
+        let pod = cri.pod("talking", |config| {
+            namespaces(config).network = NamespaceMode::POD.into();
+        });
+        let container = pod.idle("main");
+        let counted = || {
+            let request = api::PodSandboxStatsRequest {
+                pod_sandbox_id: pod.id.clone(),
+                ..Default::default()
+            };
+            let answer: api::PodSandboxStatsResponse =
+                cri.ask("PodSandboxStats", &request).expect("PodSandboxStats");
+            let interface = &answer.stats.linux.network.default_interface;
+            assert_eq!(interface.name, "eth0");
+            (interface.rx_bytes.value, interface.tx_bytes.value)
+        };
+        let before = counted();
+        // Three packets of 1000 bytes each way, to the bridge.
+        container.exec_sh("ping -c 3 -s 1000 10.88.0.1");
+        let after = counted();
+        for (before, after) in [(before.0, after.0), (before.1, after.1)] {
+            assert!((3_000..30_000).contains(&(after - before)), "{before}, {after}");
+        }
+        pod.remove();
+    });
+}
+
+#[test]
+fn out_of_memory_on_the_host() {
+    husk_case(
+        "a VM that the host has no memory for is killed: its containers are OOMKilled, the log \
+         says why",
+        |cri| {
+            let cgroup = std::path::Path::new("/sys/fs/cgroup/husk-pod-oom");
+            std::fs::create_dir(cgroup).expect("make the pod's cgroup");
+            let pod = cri.pod("starved", |config| {
+                config.linux.mut_or_insert_default().cgroup_parent = "/husk-pod-oom".to_owned();
+            });
+            let idle = pod.idle("idle");
+            let used = std::fs::read_to_string(cgroup.join("memory.current")).expect("read");
+            let limit = used.trim().parse::<i64>().expect("a number") + 32 * MIB;
+            std::fs::write(cgroup.join("memory.max"), limit.to_string()).expect("limit the pod");
+            let greedy = pod.start("greedy", &["sh", "-c", "exec tail /dev/zero"], |_| {});
+            for container in [&greedy, &idle] {
+                assert_eq!(container.exit_code(), 137);
+                let oom = || container.status().reason == "OOMKilled";
+                assert!(eventually(LIMIT, oom), "{:?}", container.status());
+            }
+            let log = cri.lab.log();
+            let told = log.lines().any(|line| {
+                line.contains(&pod.id) && line.contains("the host's OOM killer took husk-vmm")
+            });
+            assert!(told, "the shim's log does not say why");
             pod.remove();
             std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
         },

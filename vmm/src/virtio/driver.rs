@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
-use super::{Activation, Fault, VirtioDevice};
+use super::{Activation, ConfigChange, Fault, VirtioDevice};
 use crate::memory::{Bytes, GuestAddress, GuestRam};
 
 /// How long a device may take for anything before the test fails.
@@ -198,6 +198,12 @@ pub fn wait(fd: i32, end: Instant) -> bool {
     }
 }
 
+/// A configuration vector that nobody looks at.
+fn config_change() -> ConfigChange {
+    let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    ConfigChange::new(Arc::default(), Arc::new(event))
+}
+
 /// Activates a device on rings; what it reports as a fault arrives at the receiver.
 pub fn activate(
     device: &mut dyn VirtioDevice,
@@ -215,6 +221,7 @@ pub fn activate(
         ram: ram.clone(),
         features: device.features(),
         queues: rings.iter().map(|ring| ring.device_side()).collect(),
+        config_change: config_change(),
         fault,
     };
     device.activate(activation).expect("activate");

@@ -11,6 +11,7 @@ pub mod console;
 #[cfg(test)]
 pub mod driver;
 pub mod fs;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -20,6 +21,9 @@ pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 use queue::VirtQueue;
@@ -31,6 +35,7 @@ pub const TYPE_CONSOLE: u16 = 3;
 pub const TYPE_RNG: u16 = 4;
 pub const TYPE_BALLOON: u16 = 5;
 pub const TYPE_VSOCK: u16 = 19;
+pub const TYPE_MEM: u16 = 24;
 pub const TYPE_FS: u16 = 26;
 
 /// What the transport calls. All calls come from vCPU threads, one at a time for a device.
@@ -44,6 +49,10 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
     /// The device configuration structure; reads beyond its end give zeros.
     fn config(&self) -> &[u8];
+    /// Reads it, for a device whose configuration changes.
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_bytes(self.config(), offset, data);
+    }
     /// The driver is ready: start working. Called once after creation or `reset`. An error
     /// leaves the device as it was; the transport then sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
@@ -59,7 +68,36 @@ pub struct Activation {
     pub features: u64,
     /// As many as `queue_sizes`; a queue that the driver did not enable fails on use.
     pub queues: Vec<VirtQueue>,
+    pub config_change: ConfigChange,
     pub fault: Fault,
+}
+
+/// Tells the driver that the device's configuration has changed (4.1.5.4).
+#[derive(Clone)]
+pub struct ConfigChange {
+    generation: Arc<AtomicU8>,
+    interrupt: Arc<EventFd>,
+}
+
+impl ConfigChange {
+    /// `generation` is config_generation, `interrupt` raises the configuration's vector.
+    pub fn new(generation: Arc<AtomicU8>, interrupt: Arc<EventFd>) -> ConfigChange {
+        ConfigChange { generation, interrupt }
+    }
+
+    /// Call it after the change.
+    pub fn tell(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+        // Fails only when the counter is full, and then an interrupt is pending anyway.
+        let _ = self.interrupt.write(1);
+    }
+}
+
+/// Reads from `offset` of a structure on; what is beyond its end is 0.
+fn read_bytes(structure: &[u8], offset: usize, data: &mut [u8]) {
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = structure.get(offset + i).copied().unwrap_or(0);
+    }
 }
 
 /// Ends the VM because a device cannot go on, for example on a malformed ring. Only the

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use virtio_queue::{Queue, QueueT};
@@ -16,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{Counters, VirtQueue};
 use super::status::{self, Status};
-use super::{Activation, Fault, VirtioDevice};
+use super::{Activation, ConfigChange, Fault, VirtioDevice};
 use crate::arch::layout::DEVICE_SIZE;
 use crate::memory::GuestRam;
 use crate::pci::config_space::ConfigSpace;
@@ -58,6 +59,8 @@ pub struct VirtioPci {
     /// Offset of the MSI-X capability.
     msix_capability: usize,
     registers: Registers,
+    /// config_generation.
+    generation: Arc<AtomicU8>,
     queues: Vec<Slot>,
     counters: Arc<Counters>,
 }
@@ -126,7 +129,7 @@ impl VirtioPci {
             })
             .collect::<io::Result<Vec<_>>>()?;
         let registers = Registers { config_vector: NO_VECTOR, ..Default::default() };
-        let counters = Arc::default();
+        let (counters, generation) = (Arc::default(), Arc::default());
         Ok(VirtioPci {
             device,
             ram,
@@ -135,6 +138,7 @@ impl VirtioPci {
             msix,
             msix_capability,
             registers,
+            generation,
             queues,
             counters,
         })
@@ -164,7 +168,7 @@ impl VirtioPci {
             CONFIG_VECTOR => registers.config_vector.into(),
             NUM_QUEUES => self.queues.len() as u64,
             DEVICE_STATUS => registers.status.0.into(),
-            CONFIG_GENERATION => 0,
+            CONFIG_GENERATION => self.generation.load(Ordering::Acquire).into(),
             QUEUE_SELECT => registers.queue_select.into(),
             _ => {
                 let notify_off = u64::from(self.registers.queue_select);
@@ -266,11 +270,7 @@ impl VirtioPci {
             if queue.ready() && !queue.is_valid(&self.ram) {
                 return Err(io::Error::other(format!("queue {index} is outside guest memory")));
             }
-            let interrupt = match self.msix.event(usize::from(slot.vector)) {
-                Some(event) => event,
-                // A queue without a vector: the driver polls.
-                None => Arc::new(EventFd::new(EFD_NONBLOCK)?),
-            };
+            let interrupt = self.event(slot.vector)?;
             queues.push(VirtQueue::new(
                 queue,
                 self.ram.clone(),
@@ -279,12 +279,20 @@ impl VirtioPci {
                 self.counters.clone(),
             ));
         }
+        let interrupt = self.event(self.registers.config_vector)?;
         self.device.activate(Activation {
             ram: self.ram.clone(),
             features,
             queues,
+            config_change: ConfigChange::new(self.generation.clone(), interrupt),
             fault: self.fault.clone(),
         })
+    }
+
+    /// Raises a vector; without one the driver polls.
+    fn event(&self, vector: u16) -> io::Result<Arc<EventFd>> {
+        let event = self.msix.event(usize::from(vector));
+        event.map_or_else(|| Ok(Arc::new(EventFd::new(EFD_NONBLOCK)?)), Ok)
     }
 
     fn reset(&mut self) {
@@ -336,12 +344,7 @@ impl PciFunction for VirtioPci {
                 let len = data.len().min(8);
                 data[..len].copy_from_slice(&value[..len]);
             }
-            DEVICE => {
-                let config = self.device.config();
-                for (i, byte) in data.iter_mut().enumerate() {
-                    *byte = config.get(at as usize + i).copied().unwrap_or(0);
-                }
-            }
+            DEVICE => self.device.read_config(at as usize, data),
             MSIX_TABLE => self.msix.read_table(at as usize, data),
             MSIX_PENDING => self.msix.read_pending(at as usize, data),
             // With MSI-X on, the ISR status register stays 0 (4.1.4.5.1).

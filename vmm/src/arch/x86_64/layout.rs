@@ -54,6 +54,19 @@ pub fn ram_ranges(size: u64) -> impl Iterator<Item = (u64, u64)> {
     [(0, low), (HOLE_END, size - low)].into_iter().filter(|&(_, len)| len > 0)
 }
 
+/// Linux adds RAM to a running x86 guest in blocks of this many bytes, at multiples of it, or
+/// of more for a large guest; the first is at a multiple of [`ROOM_START`].
+pub const ROOM_BLOCK: u64 = 128 << 20;
+const ROOM_START: u64 = 2 << 30;
+
+/// Start and length of what a guest with `size` bytes of RAM can have beyond them, so that all
+/// of it is `most` at most.
+pub fn room(size: u64, most: u64) -> Option<(u64, u64)> {
+    let end = ram_ranges(size).last().map_or(0, |(start, len)| start + len).max(HOLE_END);
+    let len = most.saturating_sub(size) / ROOM_BLOCK * ROOM_BLOCK;
+    (len > 0).then_some((end.next_multiple_of(ROOM_START), len))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +77,14 @@ mod tests {
         assert_eq!(ranges(256 << 20), [(0, 256 << 20)]);
         assert_eq!(ranges(HOLE), [(0, HOLE)]);
         assert_eq!(ranges(4 << 30), [(0, HOLE), (HOLE_END, 1 << 30)]);
+    }
+
+    #[test]
+    fn room_is_behind_ram_in_whole_blocks() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(room(256 * MIB, 256 * MIB), None);
+        assert_eq!(room(256 * MIB, 383 * MIB), None, "less than a block");
+        assert_eq!(room(256 * MIB, 700 * MIB), Some((HOLE_END, 384 * MIB)));
+        assert_eq!(room(HOLE + MIB, 1 << 40).map(|room| room.0), Some(HOLE_END + (2 << 30)));
     }
 }

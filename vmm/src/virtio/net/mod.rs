@@ -161,7 +161,7 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { ram, features, mut queues, fault } = activation;
+        let Activation { ram, features, mut queues, fault, .. } = activation;
         self.taps[0].offload(features)?;
         // Where the control queue is depends on whether the driver knows of more than one
         // pair (5.1.2).

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Update: a container may use more or less, and the VM follows. It grows before the container
+//! may use more, and shrinks after it may use less.
+
+use std::sync::Arc;
+
+use husk_sandbox::{Error, Limits, Sandbox};
+
+use crate::container::Container;
+use crate::log;
+use crate::pod::Pod;
+use crate::service::quick;
+
+/// Gives a container other limits. `resources` is an OCI LinuxResources, JSON.
+pub async fn update(
+    pod: &Arc<Pod>,
+    container: &Container,
+    resources: Vec<u8>,
+) -> Result<(), Error> {
+    let sandbox = pod.sandbox()?;
+    let change = Limits::of_resources(&resources)?;
+    let _turn = pod.resizing.lock().await;
+    let before = container.inner().limits;
+    let after = before.map(|limits| limits.updated(change));
+    container.inner().limits = after;
+    let updated = async {
+        sandbox.grow_for(&pod.limits()).await?;
+        quick(sandbox.update(&container.id, resources)).await
+    };
+    let updated = updated.await;
+    if updated.is_err() {
+        container.inner().limits = before;
+    }
+    // A change of something else is no reason to look at what ended containers have left.
+    if before != after {
+        shrink(pod, &sandbox).await;
+    }
+    updated
+}
+
+/// Has the VM be large enough for its containers, one that is being created among them.
+pub async fn make_room(pod: &Pod, sandbox: &Sandbox) -> Result<(), Error> {
+    let _turn = pod.resizing.lock().await;
+    sandbox.grow_for(&pod.limits()).await
+}
+
+/// Takes back what no container may use any more. A guest that does not give it back keeps it.
+async fn shrink(pod: &Arc<Pod>, sandbox: &Sandbox) {
+    match sandbox.shrink_for(&pod.limits()).await {
+        Ok(reached) => drop(tokio::spawn(async move {
+            if let Err(error) = reached.await {
+                log::warn(&error.message);
+            }
+        })),
+        Err(error) => log::warn(&error.message),
+    }
+}
