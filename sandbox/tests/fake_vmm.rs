@@ -19,8 +19,8 @@ use std::time::Duration;
 use husk_protocol::agent::{self as guest, Frame, frame::Body, request::Verb, response};
 use husk_protocol::{CONTROL_PORT, MAX_FRAME, PROTOCOL_VERSION};
 use husk_sandbox::{
-    Assets, BindSource, Code, Growth, Launch, Limits, Network, NetworkSettings, PodSettings, Sandbox, Signal, Size,
-    Terminal, run_dir,
+    Assets, BindSource, Code, Growth, Launch, Limits, Network, NetworkSettings, PodSettings,
+    Sandbox, Signal, Size, Terminal, run_dir,
 };
 use husk_vmm::control::{Command, Event, ExitReason, Packets};
 use protobuf::Message;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use husk_protocol::agent::{self as guest, event::Kind, log::Level};
 use husk_sandbox::{
-    Code, Config, Error, KVM, Launch, Limits, PodNetwork, PortForwarding, Sandbox, Signal, Spec, clip, clock, host_capacity, run_dir::RUN_ROOT,
+    Code, Config, Error, KVM, Launch, Limits, PodNetwork, PortForwarding, Sandbox, Signal, Spec,
+    clip, clock, host_capacity, run_dir::RUN_ROOT,
 };
 use tokio::sync::{mpsc, watch};
 
