@@ -108,7 +108,17 @@ pub fn map(size: u64, most: u64) -> Result<GuestRam, MemoryError> {
 
 /// The regions of guest RAM: guest address, length in bytes, host address.
 pub fn regions(ram: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
-    ram.iter().map(|r| (r.start_addr().0, r.len(), r.as_ptr() as u64))
+    ram.iter().map(place)
+}
+
+/// The same, with the room whether it is open or not: for the kernel's devices, which are not
+/// told when that is. Until then their accesses fail, as it is mapped without any.
+pub fn regions_and_room(ram: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+    ram.boot.iter().chain(ram.room.as_deref().map(|room| &room.region)).map(place)
+}
+
+fn place(region: &GuestRegionMmap<()>) -> (u64, u64, u64) {
+    (region.start_addr().0, region.len(), region.as_ptr() as u64)
 }
 
 /// KVM's number for the room of [`GuestRam::open`]; what is there at boot has the numbers below.

@@ -69,13 +69,12 @@ impl Vhost {
         Ok(vhost)
     }
 
-    /// Has the kernel know all of guest RAM, and nothing else. To be called again when there
-    /// is more of it, before the guest uses that.
-    pub fn set_memory(&self, ram: &GuestRam) -> io::Result<()> {
+    /// Has the kernel know all of guest RAM, that which may come later too, and nothing else.
+    fn set_memory(&self, ram: &GuestRam) -> io::Result<()> {
         // struct vhost_memory: the number of regions, padding, and for each address, length,
         // our address and padding.
         let mut table = vec![0u64];
-        for (guest, len, host) in memory::regions(ram) {
+        for (guest, len, host) in memory::regions_and_room(ram) {
             table.extend([guest, len, host, 0]);
             table[0] += 1;
         }
