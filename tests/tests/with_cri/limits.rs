@@ -203,7 +203,10 @@ fn stats_of_a_pod() {
 #[test]
 fn traffic_of_a_pod() {
     husk_case("what a pod has sent and received is counted as with any runtime", |cri| {
+        let cgroup = std::path::Path::new("/sys/fs/cgroup/husk-pod-talking");
+        std::fs::create_dir(cgroup).expect("make the pod's cgroup");
         let pod = cri.pod("talking", |config| {
+            config.linux.mut_or_insert_default().cgroup_parent = "/husk-pod-talking".to_owned();
             namespaces(config).network = NamespaceMode::POD.into();
         });
         let container = pod.idle("main");
@@ -226,6 +229,7 @@ fn traffic_of_a_pod() {
             assert!((3_000..30_000).contains(&(after - before)), "{before}, {after}");
         }
         pod.remove();
+        std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
     });
 }
 
@@ -244,7 +248,10 @@ fn out_of_memory_on_the_host() {
             let used = std::fs::read_to_string(cgroup.join("memory.current")).expect("read");
             let limit = used.trim().parse::<i64>().expect("a number") + 32 * MIB;
             std::fs::write(cgroup.join("memory.max"), limit.to_string()).expect("limit the pod");
-            let greedy = pod.start("greedy", &["sh", "-c", "exec tail /dev/zero"], |_| {});
+            // As the kubelet has it, or the kernel would rather take the shim.
+            let greedy = pod.start("greedy", &["sh", "-c", "exec tail /dev/zero"], |config| {
+                resources(config).oom_score_adj = 1000;
+            });
             for container in [&greedy, &idle] {
                 assert_eq!(container.exit_code(), 137);
                 let oom = || container.status().reason == "OOMKilled";
