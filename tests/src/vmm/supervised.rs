@@ -172,7 +172,8 @@ pub fn stop() {
 
 pub fn failures() {
     let mut supervisor = Supervisor::start();
-    let order = r#"{"boot":{"vcpus":1,"memory_mib":256,"cmdline":"","kvm":0,"kernel":1,
+    let order = r#"{"boot":{"vcpus":1,"most_vcpus":1,"memory_mib":256,"most_memory_mib":256,
+        "cmdline":"","kvm":0,"kernel":1,
         "initramfs":null,"console":{"log":9},"vsock":false,"share":null,"disks":[]}}"#;
     let order: Order = serde_json::from_str(order).expect("order");
     let file = File::open("/dev/null").expect("/dev/null");
