@@ -74,7 +74,8 @@ pub enum Event {
     Resized { id: u64, slot: Option<u8> },
     /// Some of it may have been done; the text says why not all.
     NotResized { id: u64, error: String },
-    /// The guest has as much memory as the resize of this id asked for.
+    /// The guest's driver has as much memory as the resize of this id asked for; its kernel puts
+    /// the last block on line a moment later.
     MemoryReached { id: u64 },
     /// What the devices on the bus have done so far.
     Counters { id: u64, devices: Vec<DeviceCounters> },
