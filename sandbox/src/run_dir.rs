@@ -5,7 +5,7 @@
 //! due, so that [`clean`] can undo all after a crash. Nothing here is ever removed recursively: what the pod could
 //! have put somewhere is only ever unmounted.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -62,14 +62,20 @@ impl RunDir {
     pub fn create(root: &Path, namespace: &str, pod: &str) -> Result<RunDir, Error> {
         let path = path_of(root, namespace, pod)?;
         clean(root, namespace, pod)?;
-        let mut directories = fs::DirBuilder::new();
-        directories.recursive(true).mode(0o700);
+        let cannot = || format!("cannot make the directory {}", path.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(root).context(cannot)?;
+        let mut directory = DirBuilder::new();
+        directory.mode(0o700);
         loop {
-            match directories.create(&path) {
+            match directory.create(root.join(namespace)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => made.context(cannot)?,
+            }
+            match directory.create(&path) {
                 // Another pod of the namespace was its last, and has taken it away meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound && root.exists() => {}
                 made => {
-                    made.context(|| format!("cannot make the directory {}", path.display()))?;
+                    made.context(cannot)?;
                     return Ok(RunDir { path });
                 }
             }
