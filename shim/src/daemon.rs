@@ -19,6 +19,7 @@ use husk_sandbox::clock;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::close;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -30,9 +31,13 @@ use crate::service::Service;
 use crate::start::{self, CONFIG_ENV, LISTENER_FD, STARTED_ENV};
 use crate::{log, sandbox};
 
-/// How long a daemon without any container goes on: containerd may have died between
-/// `start` and Create, or between Delete and Shutdown.
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a daemon waits for its first container: containerd may have died between `start`
+/// and Create, or be slow.
+const FIRST_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long it goes on when its last container is gone: containerd asks for Shutdown at once
+/// after Delete, but may have died, or have given up the only Create.
+const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the end waits for containerd to take the last events, and the last answer.
 /// containerd gives Shutdown 3 s.
@@ -101,7 +106,7 @@ async fn serve(args: &Args, listener: UnixListener, socket: Socket) -> Result<()
     server.start().await.map_err(|error| format!("cannot serve: {error}"))?;
     tokio::select! {
         () = shutdown.notified() => {}
-        () = idle(pod.watch_count(), IDLE_LIMIT) => log::info("no container is left; ending"),
+        () = idle(pod.watch_count()) => log::info("no container is left; ending"),
     }
     // First, so that a new start does not find a daemon that is about to go.
     socket.remove();
@@ -112,20 +117,20 @@ async fn serve(args: &Args, listener: UnixListener, socket: Socket) -> Result<()
     }
     events.flush(FLUSH_LIMIT).await;
     // Lets the answer to Shutdown out.
-    let _ = tokio::time::timeout(FLUSH_LIMIT, server.shutdown()).await;
+    let _ = timeout(FLUSH_LIMIT, server.shutdown()).await;
     Ok(())
 }
 
-/// Resolves when there has been no container for `limit`.
-async fn idle(mut count: watch::Receiver<usize>, limit: Duration) {
+/// Resolves when no container has come, or none is left and no other comes.
+async fn idle(mut count: watch::Receiver<usize>) {
+    let mut limit = FIRST_LIMIT;
     loop {
-        if count.wait_for(|&count| count == 0).await.is_err() {
-            return;
-        }
         let busy = count.wait_for(|&count| count > 0);
-        if tokio::time::timeout(limit, busy).await.is_err() {
+        if timeout(limit, busy).await.is_err() || count.wait_for(|&count| count == 0).await.is_err()
+        {
             return;
         }
+        limit = EMPTY_LIMIT;
     }
 }
 
@@ -158,4 +163,31 @@ impl Socket {
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{Instant, sleep};
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_first_container_it_waits_longer_than_without_another() {
+        let (count, watched) = watch::channel(0);
+        let began = Instant::now();
+        idle(watched).await;
+        assert_eq!(began.elapsed().as_secs(), FIRST_LIMIT.as_secs());
+
+        let ended = tokio::spawn(idle(count.subscribe()));
+        let second = Duration::from_secs(1);
+        for containers in [1, 0, 2, 1, 0, 1] {
+            sleep(second).await;
+            count.send_replace(containers);
+        }
+        sleep(2 * FIRST_LIMIT).await;
+        assert!(!ended.is_finished(), "there is a container");
+        count.send_replace(0);
+        let began = Instant::now();
+        ended.await.expect("no panic");
+        assert_eq!(began.elapsed().as_secs(), EMPTY_LIMIT.as_secs());
+    }
 }

@@ -175,8 +175,8 @@ fn kills() {
             }
             killed_so_far += usize::from(killed);
             let retried = remove_all_but(&bystander.id);
-            // A shim whose `start` was killed before it answered, or whose Create containerd did
-            // not live to see done, ends when nobody has given it any work for a minute.
+            // A shim whose `start` was killed before it answered ends when nobody has given it any
+            // work for a minute.
             let left = || [HUSK_SHIM, "husk-vmm"].map(pids_of).concat();
             eventually(LIMIT, || left().iter().all(|pid| others.contains(pid)));
             println!(
