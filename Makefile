@@ -55,7 +55,7 @@ lint:
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@cargo clippy --quiet --locked -p husk-tests --test '*' -- -D warnings
 	@shellcheck -S warning .ci/run deploy/setup guest-kernel/build tests/lab/run tests/lab/image tests/lab/containerd \
-	    tests/lab/init tests/lab/start tests/lab/session tests/lab/sample-image \
+	    tests/lab/init tests/lab/start tests/lab/session tests/lab/sample-image tests/lab/systemd-image \
 	    tests/lab/demo tests/lab/collect-tests tests/lab/run-tests tests/lab/run-suites \
 	    deploy/installer/install deploy/installer/payload deploy/installer/image
 	@shellcheck -S warning -s sh deploy/installer/node

@@ -73,7 +73,8 @@ impl Config {
         running.wait()
     }
 
-    fn start(&self, lab: &Lab, id: &str) -> Running {
+    /// Starts it.
+    pub fn start(&self, lab: &Lab, id: &str) -> Running {
         // Beside containerd's own, for the file has to be there until ctr has read it.
         let file = lab.containerd_path(&format!("{id}.json"));
         fs::write(&file, self.0.to_string()).expect("write config.json");

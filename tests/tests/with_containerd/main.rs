@@ -42,4 +42,5 @@ mod spec;
 mod startup;
 mod stats;
 mod streams;
+mod systemd;
 mod terminal;
