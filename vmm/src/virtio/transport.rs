@@ -440,3 +440,6 @@ fn config_space(device: &dyn VirtioDevice, slot: usize, vectors: usize) -> (Conf
     let capability = config.add_capability(CAPABILITY_MSIX, &body, &[0x00, 0xc0]);
     (config, capability)
 }
+
+#[cfg(test)]
+mod tests;
