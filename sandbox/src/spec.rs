@@ -29,6 +29,10 @@ use namespaces::Namespace;
 pub use mounts::BindSource;
 pub use namespaces::Member;
 
+/// The oomScoreAdj in the guest of a container that holds a pod together: as the agent it is
+/// none that the OOM killer takes. It frees nothing, and its end would be the pod's.
+const NEVER_KILLED: i64 = -1000;
+
 /// The parts of an OCI config that husk reads or changes; the rest travels along.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
@@ -156,8 +160,11 @@ impl Spec {
 
     /// What the container itself may use; `None` for one that is there to hold a pod together.
     pub fn own_limits(&self) -> Option<Limits> {
-        let holds_a_pod = self.pod().is_some_and(|pod| pod.begins);
-        (!holds_a_pod).then(|| self.limits())
+        (!self.holds_a_pod()).then(|| self.limits())
+    }
+
+    fn holds_a_pod(&self) -> bool {
+        self.pod().is_some_and(|pod| pod.begins)
     }
 
     /// Annotations whose names start with `prefix`.
@@ -313,6 +320,7 @@ impl Spec {
         in_guest: &HashMap<u32, u32>,
     ) -> GuestSpec {
         let pod = self.pod().map(|pod| pod.id.to_owned());
+        let holds_a_pod = self.holds_a_pod();
         if let Some(root) = &mut self.root {
             root.path = format!("{share}/rootfs");
         }
@@ -358,6 +366,9 @@ impl Spec {
         }
         if let Some(process) = &mut self.process {
             process_for_guest(process, terminal);
+            if holds_a_pod {
+                process.insert("oomScoreAdj".into(), NEVER_KILLED.into());
+            }
         }
         self.rest.remove("vm");
         // A structure of strings and maps with string keys always has a JSON form.

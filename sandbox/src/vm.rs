@@ -8,13 +8,15 @@
 //! signal follows the thread that started the process, so [`Vm::start`] has to be called on
 //! a thread that lives as long as the VM: the main thread.
 
+mod ended;
+
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use husk_vmm::config::{Plug, VmConfig};
@@ -33,6 +35,8 @@ use crate::run_dir::console_tail;
 use crate::size::Size;
 use crate::streams::Streams;
 use crate::tail::Tail;
+use ended::End;
+pub use ended::Ended;
 
 /// The descriptor that husk-vmm finds its control socket on.
 const CONTROL_FD: RawFd = 3;
@@ -40,23 +44,8 @@ const CONTROL_FD: RawFd = 3;
 /// How much of the console is kept with the reason of the VM's end, in bytes.
 const CONSOLE_TAIL: u64 = 4096;
 
-/// Why a VM ended that the host's OOM killer took.
-const TAKEN: &str = "the host's OOM killer took husk-vmm: the pod's cgroup or the host had no \
-                     memory left for it; give the pod more, or its containers lower limits";
-
 /// Commands that wait for the supervisor to send them.
 const MAX_QUEUED: usize = 16;
-
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// A sentence for the user.
-    pub reason: String,
-    /// The last lines of the guest's console.
-    pub console: String,
-    /// The host's OOM killer took it.
-    pub oom: bool,
-}
 
 /// What is known about a VM so far.
 #[derive(Debug, Clone, Default)]
@@ -181,13 +170,17 @@ impl Vm {
         self.state.borrow().clone()
     }
 
-    /// Sets husk-vmm's oom_score_adj; once it has been set, only to something higher.
+    /// Sets husk-vmm's oom_score_adj; once it has been set, only to something higher. Ours is
+    /// never above it: of the two, the kernel shall take the one that has the memory, and
+    /// leave the one that can tell.
     pub fn raise_oom_score_adj(&self, wanted: i64) -> io::Result<()> {
         // Nothing panics while it holds this lock.
         let mut adj = self.oom_score_adj.lock().unwrap_or_else(PoisonError::into_inner);
         if adj.1.is_none_or(|set| set < wanted) {
             adj.0.write_all(wanted.to_string().as_bytes())?;
             adj.1 = Some(wanted);
+            // Without CAP_SYS_RESOURCE it stays. A rank is worth having, not worth failing for.
+            let _ = lower_own_oom_score_adj(wanted);
         }
         Ok(())
     }
@@ -361,20 +354,20 @@ impl Supervisor {
                 }
             }
         };
-        let cause = self.cause.borrow().clone();
-        let killed = matches!(&status, Ok(status) if status.signal() == Some(libc::SIGKILL));
-        let oom = killed && cause.is_none() && self.oom_kills.happened();
-        let reason = match oom {
-            true => TAKEN.to_owned(),
-            false => reason(cause, last_words, status, &self.stderr.text()),
+        let end = End {
+            cause: self.cause.borrow().clone(),
+            last_words,
+            status,
+            stderr: self.stderr.text(),
+            console: console_tail(&mut self.console, CONSOLE_TAIL),
+            oom_killed: self.oom_kills.happened(),
         };
-        let console = console_tail(&mut self.console, CONSOLE_TAIL);
-        let ended = Ended { reason, console, oom };
+        let ended = end.judge();
         self.streams.close(&ended.reason);
         self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
     }
 
-    fn take(&mut self, event: Event, fds: Vec<OwnedFd>, last_words: &mut Option<String>) {
+    fn take(&mut self, event: Event, fds: Vec<OwnedFd>, last_words: &mut Option<Event>) {
         match event {
             Event::Running { started_ns, running_ns } => {
                 self.state.send_modify(|state| state.running = Some((started_ns, running_ns)));
@@ -398,9 +391,17 @@ impl Supervisor {
             | Event::NotResized { id, error } => {
                 self.ordered.answer(id, Err(Error::internal(error)));
             }
-            Event::Exited(reason) => *last_words = Some(reason.to_string()),
-            Event::Failed(text) => *last_words = Some(text),
+            Event::Exited(_) | Event::Failed(_) => *last_words = Some(event),
         }
+    }
+}
+
+/// Sets our oom_score_adj to this, if it is higher.
+fn lower_own_oom_score_adj(to: i64) -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    match fs::read_to_string(FILE)?.trim().parse::<i64>() {
+        Ok(own) if own > to => fs::write(FILE, to.to_string()),
+        _ => Ok(()),
     }
 }
 
@@ -427,29 +428,6 @@ fn receive(socket: &OwnedFd) -> Received {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Nothing,
         Ok(None) | Err(_) => Received::Closed,
-    }
-}
-
-/// One sentence about the end: why we killed it, else what it said, else how it died.
-fn reason(
-    cause: Option<String>,
-    last_words: Option<String>,
-    status: io::Result<ExitStatus>,
-    stderr: &str,
-) -> String {
-    if let Some(said) = cause.or(last_words) {
-        return said;
-    }
-    let how = match status {
-        Ok(status) => match (status.signal(), status.code()) {
-            (Some(signal), _) => format!("husk-vmm was killed by signal {signal}"),
-            (None, code) => format!("husk-vmm exited with status {}", code.unwrap_or(-1)),
-        },
-        Err(error) => format!("husk-vmm is gone ({error})"),
-    };
-    match stderr {
-        "" => how,
-        text => format!("{how}: {text}"),
     }
 }
 

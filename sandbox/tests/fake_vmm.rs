@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         a_vm_is_resized_for_its_containers().await;
         a_killed_vm_fails_everything_with_a_reason().await;
         a_vm_that_cannot_be_built_says_why().await;
+        a_panic_for_want_of_memory_is_told_as_one().await;
         a_monitor_that_cannot_run_is_reported().await;
         a_missing_kvm_leaves_nothing().await;
         a_crash_is_cleaned_up().await;
@@ -221,6 +222,18 @@ async fn a_vm_that_cannot_be_built_says_why() {
         .expect_err("fails");
     assert_eq!(error.code, Code::Unavailable);
     assert_eq!(error.message, "the guest kernel panicked");
+    assert!(!sandbox.ended().await.oom);
+    sandbox.stop("gone").await.expect("stop");
+    place.assert_clean();
+}
+
+async fn a_panic_for_want_of_memory_is_told_as_one() {
+    let place = Place::new();
+    let (sandbox, _events) = Sandbox::launch(place.launch("")).expect("launch");
+    let greedy = sandbox.create("greedy", Vec::new(), Terminal::default(), Vec::new());
+    let error = greedy.await.expect_err("the guest panics");
+    assert!(error.message.contains("it had no memory left and nothing to kill"), "{error}");
+    assert!(sandbox.ended().await.oom);
     sandbox.stop("gone").await.expect("stop");
     place.assert_clean();
 }
@@ -335,6 +348,12 @@ fn monitor() -> ExitCode {
         };
         let process = || response::Result::Process(guest::Process { pid: 7, ..Default::default() });
         match verb {
+            Verb::Create(create) if create.container == "greedy" => {
+                let words = b"Kernel panic - not syncing: System is deadlocked on memory\n";
+                File::from(files[log].try_clone().expect("clone")).write_all(words).expect("log");
+                control.send(&Event::Exited(ExitReason::Panic), &[]).expect("send");
+                return ExitCode::SUCCESS;
+            }
             Verb::Create(create) if create.container == "fail" => {
                 control.send(&Event::Exited(ExitReason::Panic), &[]).expect("send");
                 return ExitCode::SUCCESS;

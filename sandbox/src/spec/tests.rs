@@ -250,6 +250,19 @@ fn block_devices_that_are_allowed_by_name_are_disks() {
 }
 
 #[test]
+fn what_holds_a_pod_is_never_killed_in_the_guest() {
+    for (kind, wanted) in [("sandbox", -1000), ("container", -998)] {
+        let (guest, _) = translate(json!({
+            "process": {"oomScoreAdj": -998},
+            "annotations": {
+                "io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "p",
+            },
+        }));
+        assert_eq!(guest["process"]["oomScoreAdj"], wanted, "{kind}");
+    }
+}
+
+#[test]
 fn what_the_host_needs_can_be_asked_for() {
     let spec = Spec::parse(
         json!({

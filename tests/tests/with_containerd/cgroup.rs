@@ -75,10 +75,16 @@ fn after_a_crash() {
 
 #[test]
 fn oom_score() {
-    husk_case("husk-vmm has the highest oomScoreAdj of the pod's containers", |lab| {
+    let subject =
+        "husk-vmm has the highest oomScoreAdj of the pod's containers, the shim none above";
+    husk_case(subject, |lab| {
         let pod = pod(lab, "readiness", "/default/readiness");
+        pod.start_shim();
+        // One more than containerd's.
+        let alone: i64 = adj_of(pod.daemon()).parse().expect("a number");
+        assert!(alone > -500, "{alone}");
         let vmm = pod.launch();
-        assert_eq!(adj_of(vmm), "-500");
+        assert_eq!((adj_of(vmm), adj_of(pod.daemon())), ("-500".into(), "-500".into()));
         let mut containers = Vec::new();
         for (number, (wanted, got)) in [(900, "900"), (-900, "900")].into_iter().enumerate() {
             let container = Bundle::in_pod(&pod, &format!("ready-{number}"), &["true"]);
@@ -88,7 +94,7 @@ fn oom_score() {
             spec["process"]["oomScoreAdj"] = wanted.into();
             fs::write(&file, spec.to_string()).expect("config.json");
             container.launch();
-            assert_eq!(adj_of(vmm), got);
+            assert_eq!((adj_of(vmm), adj_of(pod.daemon())), (got.into(), "-500".into()));
             container.wait("").expect("Wait");
             container.delete("").expect("Delete");
             containers.push(container);

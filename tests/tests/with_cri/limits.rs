@@ -232,38 +232,3 @@ fn traffic_of_a_pod() {
         std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
     });
 }
-
-#[test]
-fn out_of_memory_on_the_host() {
-    husk_case(
-        "a VM that the host has no memory for is killed: its containers are OOMKilled, the log \
-         says why",
-        |cri| {
-            let cgroup = std::path::Path::new("/sys/fs/cgroup/husk-pod-oom");
-            std::fs::create_dir(cgroup).expect("make the pod's cgroup");
-            let pod = cri.pod("starved", |config| {
-                config.linux.mut_or_insert_default().cgroup_parent = "/husk-pod-oom".to_owned();
-            });
-            let idle = pod.idle("idle");
-            let used = std::fs::read_to_string(cgroup.join("memory.current")).expect("read");
-            let limit = used.trim().parse::<i64>().expect("a number") + 32 * MIB;
-            std::fs::write(cgroup.join("memory.max"), limit.to_string()).expect("limit the pod");
-            // As the kubelet has it, or the kernel would rather take the shim.
-            let greedy = pod.start("greedy", &["sh", "-c", "exec tail /dev/zero"], |config| {
-                resources(config).oom_score_adj = 1000;
-            });
-            for container in [&greedy, &idle] {
-                assert_eq!(container.exit_code(), 137);
-                let oom = || container.status().reason == "OOMKilled";
-                assert!(eventually(LIMIT, oom), "{:?}", container.status());
-            }
-            let log = cri.lab.log();
-            let told = log.lines().any(|line| {
-                line.contains(&pod.id) && line.contains("the host's OOM killer took husk-vmm")
-            });
-            assert!(told, "the shim's log does not say why");
-            pod.remove();
-            std::fs::remove_dir(cgroup).expect("nothing is left in the pod's cgroup");
-        },
-    );
-}

@@ -19,6 +19,7 @@ mod logs;
 mod names;
 mod namespaces;
 mod network;
+mod out_of_memory;
 mod port_forward;
 mod sandboxer;
 mod storms;
