@@ -255,8 +255,9 @@ impl Spec {
                 return Err(Error::invalid(format!(
                     "the mount on {node} binds a block device of the host that no rule of \
                      linux.resources.devices allows; give it to the container as a volume in \
-                     block mode (volumeDevices), or let privileged containers use any device \
-                     (containerd's privileged_without_host_devices_all_devices_allowed)"
+                     block mode (volumeDevices), or make it privileged where privileged \
+                     containers may use any device (containerd 1.7 and later with \
+                     privileged_without_host_devices_all_devices_allowed = true)"
                 )));
             }
         }
@@ -393,7 +394,7 @@ impl Linux {
                 )));
             }
         }
-        let any = self.resources.as_ref().is_some_and(Resources::allow_any_device);
+        let any = self.allows_any_device();
         let can_be = |device: &Device| device.is_in_guest() || self.disk(device).is_some();
         match self.devices.iter().find(|device| !any && !can_be(device)) {
             None => Ok(()),
@@ -405,8 +406,20 @@ impl Linux {
         }
     }
 
+    fn allows_any_device(&self) -> bool {
+        self.resources.as_ref().is_some_and(Resources::allow_any_device)
+    }
+
+    /// The host's block device that it is, if one that a rule for its very numbers allows.
     fn disk(&self, device: &Device) -> Option<BlockDevice> {
         device.disk(self.resources.as_ref().map(Resources::device_rules).unwrap_or_default())
+    }
+
+    /// Whether a container that may use any device has been given some by name. containerd
+    /// gives it the host's whole /dev unless told not to, and husk not all disks of the host.
+    /// Only the whole has /dev/null, which nobody asks for, since every container has it.
+    fn names_its_devices(&self) -> bool {
+        self.allows_any_device() && !self.devices.iter().any(Device::is_null)
     }
 
     /// The disks that the container is to have, and the devices that the guest does not have
@@ -422,8 +435,10 @@ impl Linux {
         self.rest.remove("mountLabel");
         let mut disks: Vec<BlockDevice> = Vec::new();
         let mut dropped = Vec::new();
+        let named = self.names_its_devices();
         for device in std::mem::take(&mut self.devices) {
-            match self.disk(&device) {
+            let disk = if named { device.any_disk() } else { self.disk(&device) };
+            match disk {
                 Some(disk) => devices::add(&mut disks, disk),
                 None if device.is_in_guest() => {}
                 None => {

@@ -34,10 +34,13 @@ pub struct BlockDevice {
     pub read_only: bool,
 }
 
+/// /dev/null.
+const NULL: (i64, i64) = (1, 3);
+
 /// Character devices that every Linux has by these numbers and that belong to no hardware
 /// (the kernel's admin-guide/devices.txt), as far as the guest kernel is built with them.
 const PSEUDO: [(i64, i64); 11] = [
-    (1, 3),    // null
+    NULL,
     (1, 5),    // zero
     (1, 7),    // full
     (1, 8),    // random
@@ -65,8 +68,13 @@ impl Device {
         }
     }
 
+    /// What every container has, asked for or not.
+    pub fn is_null(&self) -> bool {
+        self.kind == "c" && self.numbers() == NULL
+    }
+
     /// The host's block device that it is, if it is one that a rule for its very numbers
-    /// allows. A container that may use any device is not given all disks of the host.
+    /// allows.
     pub fn disk(&self, rules: &[Value]) -> Option<BlockDevice> {
         let (major, minor) = self.numbers();
         let about_it = |rule: &&Value| {

@@ -250,6 +250,24 @@ fn block_devices_that_are_allowed_by_name_are_disks() {
 }
 
 #[test]
+fn block_devices_of_a_container_that_may_use_any_are_disks_if_named() {
+    let device = |kind: &str, path: &str, major: i64, minor: i64| json!({"type": kind, "path": path, "major": major, "minor": minor});
+    let (disk, looped) = (device("b", "/dev/xvda", 8, 0), device("b", "/dev/data", 7, 3));
+    let spec = |devices: &[&Value]| {
+        json!({"linux": {
+            "devices": devices, "resources": {"devices": [{"allow": true, "access": "rwm"}]},
+        }})
+    };
+    let (guest, named) = translate(spec(&[&disk, &looped]));
+    assert_eq!(guest["linux"]["devices"], json!([disk, looped]));
+    let is = |major, minor| BlockDevice { major, minor, read_only: false };
+    assert_eq!(named.disks, [is(8, 0), is(7, 3)]);
+    // The host's whole /dev.
+    let (_, whole) = translate(spec(&[&disk, &looped, &device("c", "/dev/null", 1, 3)]));
+    assert_eq!((whole.disks, whole.dropped_devices), (Vec::new(), vec!["/dev/xvda".to_owned()]));
+}
+
+#[test]
 fn what_holds_a_pod_is_never_killed_in_the_guest() {
     for (kind, wanted) in [("sandbox", -1000), ("container", -998)] {
         let (guest, _) = translate(json!({

@@ -6,8 +6,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use husk_tests::cri::case;
-use husk_tests::cri::container::{device, mount};
+use husk_tests::cri::api::ContainerConfig;
+use husk_tests::cri::container::{device, mount, security};
+use husk_tests::cri::{case, husk_case};
 use husk_tests::loop_device::LoopDevice;
 
 const SIZE: u64 = 8 << 20;
@@ -92,6 +93,47 @@ fn path_of_a_block_device() {
                 let refused = other.try_start().expect_err("it cannot be started");
                 let words = "the mount on /disk (b 7:";
                 assert!(refused.message.contains(words), "{refused}");
+            }
+            pod.remove();
+        },
+    );
+}
+
+#[test]
+fn privileged() {
+    husk_case(
+        "a privileged container has its block volume, and none that is not its own; a path of \
+         the host that is a block device from containerd 1.7 on, before that it is refused",
+        |cri| {
+            let pod = cri.pod("privileged", |config| {
+                let linux = config.linux.mut_or_insert_default();
+                linux.security_context.mut_or_insert_default().privileged = true;
+            });
+            let disk = LoopDevice::new(&pod.log_path("disk"), SIZE);
+            let other = LoopDevice::new(&pod.log_path("other"), 2 * SIZE);
+            let create = |name, change: &dyn Fn(&mut ContainerConfig)| {
+                pod.create(name, &["sleep", "100000"], |config| {
+                    security(config).privileged = true;
+                    change(config);
+                })
+            };
+            let volume = create("volume", &|config| device(config, &disk.0, "/dev/xvda", "mrw"));
+            volume.start();
+            assert_eq!(volume.exec_sh("blockdev --getsize64 /dev/xvda"), SIZE.to_string());
+            assert_eq!(volume.exec_sh("grep -c ' vd' /proc/partitions"), "1");
+
+            let path = create("path", &|config| mount(config, &other.0, "/disk", false));
+            if cri.lab.ctr(&["version"]).ended(0).text().contains(" 1.6.") {
+                let refused = path.try_start().expect_err("it cannot be started");
+                assert!(refused.message.contains("containerd 1.7"), "{refused}");
+            } else {
+                path.start();
+                assert_eq!(path.exec_sh("blockdev --getsize64 /disk"), (2 * SIZE).to_string());
+                path.exec_sh("printf written | dd of=/disk seek=3 conv=notrunc,fsync 2>/dev/null");
+                let mut found = [0; 7];
+                let file = File::open(&other.0).expect("open");
+                file.read_exact_at(&mut found, 3 * 512).expect("read");
+                assert_eq!(&found, b"written");
             }
             pod.remove();
         },
