@@ -8,11 +8,13 @@ use std::rc::Rc;
 
 use husk_protocol::agent::request::Verb;
 use husk_protocol::agent::{Request, SetNetwork};
+use tokio::sync::Mutex;
 
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::outbox::{Outbox, Reply};
+use crate::pci::Pci;
 use crate::reaper::Reaper;
 use crate::verbs;
 
@@ -24,8 +26,11 @@ pub struct Agent {
     pub outbox: Outbox,
     pub reaper: Reaper,
     pub containers: RefCell<HashMap<String, Rc<Container>>>,
-    /// What the guest was last told of it.
-    pub network: RefCell<SetNetwork>,
+    /// What the guest was last told of it. Locked while it is being changed.
+    pub network: Mutex<SetNetwork>,
+    pub pci: Pci,
+    /// Held while CPUs and memory come or go.
+    pub resizing: Mutex<()>,
 }
 
 impl Agent {
@@ -35,7 +40,9 @@ impl Agent {
             outbox,
             reaper: Reaper::default(),
             containers: RefCell::default(),
-            network: RefCell::default(),
+            network: Mutex::default(),
+            pci: Pci::default(),
+            resizing: Mutex::default(),
         }
     }
 
@@ -56,12 +63,12 @@ impl Agent {
             Some(Verb::Stats(stats)) => reply.send(verbs::stats::stats(self, &stats)),
             Some(Verb::SetClock(clock)) => reply.send(verbs::clock::set_clock(&clock)),
             Some(Verb::SetNetwork(network)) => {
-                reply.send(verbs::network::set_network(self, network));
+                reply.send(verbs::network::set_network(self, network).await);
             }
-            Some(Verb::RemoveDisk(disk)) => reply.send(verbs::disk::remove(&disk)),
+            Some(Verb::RemoveDisk(disk)) => reply.send(verbs::disk::remove(self, &disk).await),
             Some(Verb::Wake(wake)) => reply.send(verbs::wake::wake(&wake).await),
             Some(Verb::Dial(dial)) => reply.send(verbs::dial::dial(self, &dial).await),
-            Some(Verb::SetSize(size)) => reply.send(verbs::size::set_size(&size)),
+            Some(Verb::SetSize(size)) => reply.send(verbs::size::set_size(self, &size).await),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,
                 "this guest does not know the request",

@@ -14,7 +14,7 @@ use crate::pci;
 
 type Numbers = (i64, i64);
 
-/// Finds the disks and puts their numbers in the place of the host's.
+/// Finds the disks, which are on the bus, and puts their numbers in the place of the host's.
 pub fn fit(spec: &mut Spec, disks: &[Disk]) -> Result<()> {
     if disks.is_empty() {
         return Ok(());

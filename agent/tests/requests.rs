@@ -10,7 +10,7 @@ use guest::{Guest, process, text};
 use husk_protocol::agent::request::Verb;
 use husk_protocol::agent::response::Result as Outcome;
 use husk_protocol::agent::signal::Scope;
-use husk_protocol::agent::{Pause, Pids, Resize, Resume, Signal, Stats, Stdio, Update};
+use husk_protocol::agent::{Pause, Pids, Resize, Resume, SetSize, Signal, Stats, Stdio, Update};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -53,6 +53,45 @@ async fn a_container_runs_and_leaves_nothing() {
     guest.delete("c1", "").await.expect("delete again");
     let unknown = guest.start_container("c1").await.expect_err("unknown");
     assert!(unknown.contains("NOT_FOUND"), "{unknown}");
+    guest.assert_clean().await;
+}
+
+/// A FIFO whose reader gets an answer when this is dropped: an agent that reads it itself would
+/// not end with a test that has failed.
+struct Slow(std::path::PathBuf);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let open = std::fs::File::options().read(true).write(true).open(&self.0);
+        let _ = open.and_then(|mut fifo| std::io::Write::write_all(&mut fifo, b"1\n"));
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root and cgroup v2"]
+async fn a_slow_resize_holds_up_nobody() {
+    let mut guest = Guest::start("resize").await;
+    let cpus = guest.directory.join("cpus");
+    std::fs::create_dir_all(cpus.join("cpu1")).expect("a CPU");
+    // Who reads its state waits until there is a writer.
+    let online = Slow(cpus.join("cpu1/online"));
+    nix::unistd::mkfifo(&online.0, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+    if !guest.mount_over(Some(&cpus), "/sys/devices/system/cpu") {
+        return;
+    }
+    let resized = guest.ask(Verb::SetSize(SetSize { cpus: 2, ..Default::default() })).await;
+    sleeper(&mut guest, "c1").await;
+    guest.call(signal("c1", "", 9, Scope::PROCESS)).await.expect("signal");
+    assert_eq!(guest.exit("c1").await.status, 137);
+    guest.delete("c1", "").await.expect("delete");
+    let answered = format!("response {resized}");
+    assert!(!guest.order.contains(&answered), "the resize has not waited: {:?}", guest.order);
+    println!("while a CPU did not answer: {:?}", guest.order);
+    let fifo = online.0.clone();
+    let written = tokio::task::spawn_blocking(move || std::fs::write(fifo, "1\n"));
+    written.await.expect("no panic").expect("write");
+    assert_eq!(guest.answer(resized).await, Ok(Outcome::Done(Default::default())));
+    guest.mount_over(None, "/sys/devices/system/cpu");
     guest.assert_clean().await;
 }
 

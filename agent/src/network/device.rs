@@ -7,8 +7,6 @@ use std::fs;
 use crate::error::{Doing, Result};
 use crate::pci;
 
-pub use pci::remove;
-
 /// A network device as the kernel has it.
 pub struct Device {
     pub name: String,

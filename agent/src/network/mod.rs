@@ -23,13 +23,15 @@ struct Link<'a> {
     index: u32,
 }
 
-/// Leads the guest from one network to another. Can be repeated, also after it has failed
-/// somewhere in the middle.
+/// The slots whose devices the new network does not have any more.
+pub fn gone(old: &SetNetwork, new: &SetNetwork) -> Vec<u32> {
+    let kept = |slot: &u32| new.interfaces.iter().any(|interface| interface.slot == *slot);
+    old.interfaces.iter().map(|interface| interface.slot).filter(|slot| !kept(slot)).collect()
+}
+
+/// Leads the guest from one network to another, whose devices are there; those that are gone
+/// have been removed. Can be repeated, also after it has failed somewhere in the middle.
 pub fn apply(old: &SetNetwork, new: &SetNetwork) -> Result<()> {
-    let gone = |interface: &&Interface| new.interfaces.iter().all(|i| i.slot != interface.slot);
-    for interface in old.interfaces.iter().filter(gone) {
-        device::remove(interface.slot)?;
-    }
     let devices: Vec<Device> =
         new.interfaces.iter().map(|i| device::find(i.slot)).collect::<Result<_>>()?;
     let socket = Socket::open().doing("open a netlink socket")?;

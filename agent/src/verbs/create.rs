@@ -21,6 +21,10 @@ use crate::stdio::Connected;
 use crate::verbs::{delete, process};
 
 pub async fn create(agent: &Rc<Agent>, request: Create, reply: Reply) {
+    // Before the id is taken: others may want it meanwhile.
+    if let Err(error) = agent.pci.discover(request.disks.iter().map(|disk| disk.slot)).await {
+        return reply.send(Err(error));
+    }
     let container = match claim(agent, &request) {
         Ok(container) => container,
         Err(error) => return reply.send(Err(error)),

@@ -5,11 +5,11 @@
 use husk_protocol::agent::RemoveDisk;
 use husk_protocol::agent::response::Result as Outcome;
 
+use crate::agent::Agent;
 use crate::error::Result;
-use crate::pci;
 use crate::verbs::done;
 
-pub fn remove(request: &RemoveDisk) -> Result<Outcome> {
-    pci::remove(request.slot)?;
+pub async fn remove(agent: &Agent, request: &RemoveDisk) -> Result<Outcome> {
+    agent.pci.remove(request.slot).await?;
     Ok(done())
 }

@@ -10,8 +10,12 @@ use crate::error::Result;
 use crate::network;
 use crate::verbs::done;
 
-pub fn set_network(agent: &Agent, request: SetNetwork) -> Result<Outcome> {
-    let mut current = agent.network.borrow_mut();
+pub async fn set_network(agent: &Agent, request: SetNetwork) -> Result<Outcome> {
+    let mut current = agent.network.lock().await;
+    for slot in network::gone(&current, &request) {
+        agent.pci.remove(slot).await?;
+    }
+    agent.pci.discover(request.interfaces.iter().map(|interface| interface.slot)).await?;
     network::apply(&current, &request)?;
     *current = request;
     Ok(done())

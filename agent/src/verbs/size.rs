@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! SetSize: CPUs that the host has added come up, and others go down; memory that it has added
-//! is looked for. Both block for as long as the kernel takes.
+//! is looked for. A child does it, for it takes as long as the kernel takes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,58 +9,63 @@ use std::path::{Path, PathBuf};
 use husk_protocol::agent::SetSize;
 use husk_protocol::agent::response::Result as Outcome;
 
+use crate::agent::Agent;
+use crate::engine::wait;
 use crate::error::{Doing, Error, Result};
+use crate::pci;
 use crate::verbs::done;
 
 const CPUS: &str = "/sys/devices/system/cpu";
-const PCI: &str = "/sys/bus/pci";
 
 /// How the kernel uses added memory. What it keeps for itself there can hardly be taken away
 /// again, so most is to be for programs; but not all, for the more memory, the more it needs.
 const ONLINE_POLICY: &str = "/sys/module/memory_hotplug/parameters/online_policy";
 
-pub fn set_size(request: &SetSize) -> Result<Outcome> {
-    set_cpus(Path::new(CPUS), request.cpus)?;
-    if request.memory_slot > 0 {
-        find_memory(request.memory_slot)?;
+pub async fn set_size(agent: &Agent, request: &SetSize) -> Result<Outcome> {
+    let _resizing = agent.resizing.lock().await;
+    let (cpus, slot) = (Path::new(CPUS), request.memory_slot);
+    check_cpus(cpus, request.cpus)?;
+    wait::apart(|| set_cpus(cpus, request.cpus)).await?;
+    if slot > 0 && !pci::is_there(slot) {
+        fs::write(ONLINE_POLICY, "auto-movable").doing("choose what added memory is for")?;
+        agent.pci.discover(std::iter::once(slot)).await?;
+        if !pci::is_there(slot) {
+            return Err(Error::not_found(format!("there is no PCI device in slot {slot}")));
+        }
     }
     Ok(done())
 }
 
-/// Brings CPUs up to the number of `count`, and the others down. The first is always up.
-fn set_cpus(cpus: &Path, count: u32) -> Result<()> {
-    let switch = |cpu: u32| -> PathBuf { cpus.join(format!("cpu{cpu}/online")) };
+fn switch(cpus: &Path, cpu: u32) -> PathBuf {
+    cpus.join(format!("cpu{cpu}/online"))
+}
+
+/// Whether there can be so many. The first has no switch, for it is always up.
+fn check_cpus(cpus: &Path, count: u32) -> Result<()> {
+    match (1..count).find(|cpu| !switch(cpus, *cpu).exists()) {
+        None => Ok(()),
+        Some(known) => Err(Error::precondition(format!(
+            "the guest knows of {known} CPUs only, and cannot have {count}"
+        ))),
+    }
+}
+
+/// Brings CPUs up to the number of `count`, and the others down.
+fn set_cpus(cpus: &Path, count: u32) -> std::result::Result<(), String> {
     for cpu in 1.. {
-        let (path, wanted) = (switch(cpu), cpu < count);
+        let path = switch(cpus, cpu);
         if !path.exists() {
-            return match wanted {
-                true => Err(Error::precondition(format!(
-                    "the guest knows of {cpu} CPUs only, and cannot have {count}"
-                ))),
-                false => Ok(()),
-            };
+            break;
         }
-        let value = if wanted { "1" } else { "0" };
-        let is = fs::read_to_string(&path).doing(format!("read {path:?}"))?;
+        let (value, what) = if cpu < count { ("1", "up") } else { ("0", "down") };
+        let is =
+            fs::read_to_string(&path).map_err(|error| format!("cannot read {path:?}: {error}"))?;
         if is.trim() != value {
-            let what = if wanted { "up" } else { "down" };
-            fs::write(&path, value).doing(format!("bring CPU {cpu} {what}"))?;
+            fs::write(&path, value)
+                .map_err(|error| format!("cannot bring CPU {cpu} {what}: {error}"))?;
         }
     }
     Ok(())
-}
-
-fn find_memory(slot: u32) -> Result<()> {
-    let device = format!("{PCI}/devices/0000:00:{slot:02x}.0");
-    if Path::new(&device).exists() {
-        return Ok(());
-    }
-    fs::write(ONLINE_POLICY, "auto-movable").doing("choose what added memory is for")?;
-    fs::write(format!("{PCI}/rescan"), "1").doing("look for new PCI devices")?;
-    match Path::new(&device).exists() {
-        true => Ok(()),
-        false => Err(Error::not_found(format!("there is no PCI device in slot {slot}"))),
-    }
 }
 
 #[cfg(test)]
@@ -86,7 +91,8 @@ mod tests {
             set_cpus(cpus.path(), count).expect("set");
             assert_eq!(up(), want, "{count}");
         }
-        let error = set_cpus(cpus.path(), 5).expect_err("too many");
+        check_cpus(cpus.path(), 4).expect("as many as there are");
+        let error = check_cpus(cpus.path(), 5).expect_err("too many");
         assert!(error.message.contains("4 CPUs only"), "{}", error.message);
     }
 }

@@ -297,6 +297,22 @@ impl Guest {
         Path::new("/proc").join(agent.split_whitespace().next().expect("the agent"))
     }
 
+    /// Puts a directory in the place of another one in the agent's namespace, if that can be
+    /// reached, or takes it away again.
+    pub fn mount_over(&self, directory: Option<&Path>, place: &str) -> bool {
+        if self.image.is_some() {
+            return false;
+        }
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount={}", self.agent().join("ns/mnt").display()));
+        match directory {
+            Some(directory) => command.args(["mount", "--bind"]).arg(directory).arg(place),
+            None => command.args(["umount", place]),
+        };
+        assert!(command.status().expect("nsenter").success(), "{command:?}");
+        true
+    }
+
     /// What the agent has open.
     fn descriptors(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.agent().join("fd")).expect("fd").flatten();
