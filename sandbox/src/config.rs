@@ -99,7 +99,7 @@ impl Default for VmSettings {
             vcpus: 1,
             memory_mib: 256,
             kernel_args: String::new(),
-            vhost_net: false,
+            vhost_net: true,
             vmm: None,
             kernel: None,
             image: None,

@@ -31,7 +31,7 @@ use crate::run_dir::{METRICS_SOCKET, RunDir};
 use crate::share::{Share, SharedContainer};
 use crate::spec::{BindSource, BlockDevice};
 use crate::streams::{Expected, Streams};
-use crate::vm::{Ended, Vm};
+use crate::vm::{Ended, HostSide, Vm};
 use crate::{Assets, Growth, Limits, PodSettings};
 
 pub use verbs::{Exec, Signal, Terminal};
@@ -69,6 +69,9 @@ pub struct Launch {
     pub settings: PodSettings,
     /// [`KVM`], except in tests.
     pub kvm: PathBuf,
+    /// Takes sentences for the node's log about what has not gone as expected though the pod
+    /// goes on.
+    pub note: fn(&str),
 }
 
 /// Host CLOCK_MONOTONIC, in ns, of what has happened so far.
@@ -148,10 +151,13 @@ impl Sandbox {
         };
         let streams = Streams::default();
         let control = streams.expect_on(CONTROL_PORT);
-        let log = console.try_clone().context(|| "cannot keep the console log".to_owned())?;
-        let to_guest = streams.clone();
-        let oom_kills = cgroup.oom_kills();
-        let vm = Vm::start(&assets.vmm, netns.clone(), config, &files, log, to_guest, oom_kills)?;
+        let host = HostSide {
+            console: console.try_clone().context(|| "cannot keep the console log".to_owned())?,
+            streams: streams.clone(),
+            oom_kills: cgroup.oom_kills(),
+            note: launch.note,
+        };
+        let vm = Vm::start(&assets.vmm, netns.clone(), config, &files, host)?;
         if let Err(error) = run.record_vmm(vm.process()) {
             vm.kill("its state could not be written");
             return Err(error);
@@ -181,7 +187,8 @@ impl Sandbox {
         };
         let network = namespace.map(|namespace| {
             let (vm, agent, vcpus) = (vm.clone(), agent.clone(), size.vcpus);
-            PodNetwork::new(namespace, vcpus, settings, vm, agent, run.state_file()).map(Arc::new)
+            let notes = run.state_file();
+            PodNetwork::new(namespace, vcpus, settings, vm, agent, notes, launch.note).map(Arc::new)
         });
         let network = network.transpose().inspect_err(|error| vm.kill(&error.message))?;
         let disks = Arc::new(Disks::new(vm.clone(), agent.clone()));

@@ -94,14 +94,25 @@ struct Order {
     answer: oneshot::Sender<Result<Answer, Error>>,
 }
 
+/// What a VM meets on the host.
+pub struct HostSide {
+    /// The guest's console log.
+    pub console: File,
+    /// Where connections of the guest go.
+    pub streams: Streams,
+    /// Those of the cgroup that we are in.
+    pub oom_kills: OomKills,
+    /// Takes sentences for the node's log.
+    pub note: fn(&str),
+}
+
 /// The file of that name of husk-vmm, and what was last written to it.
 #[derive(Debug)]
 struct OomScoreAdj(File, Option<i64>);
 
 impl Vm {
     /// Starts `program` in `netns` and has it boot the VM of `config`, whose files are
-    /// `files`. `console` is the guest's console log. Connections of the guest go to
-    /// `streams`. `oom_kills` are those of the cgroup that we are in.
+    /// `files`.
     ///
     /// Has to be called within a tokio runtime, on a thread that outlives the VM.
     pub fn start(
@@ -109,9 +120,7 @@ impl Vm {
         netns: Netns,
         config: VmConfig<control::FdIndex>,
         files: &[BorrowedFd<'_>],
-        console: File,
-        streams: Streams,
-        oom_kills: OomKills,
+        host: HostSide,
     ) -> Result<Vm, Error> {
         let (ours, theirs) = socket_pair().context(|| "cannot make a socket pair".to_owned())?;
         let (stderr, writer) = Tail::new().context(|| "cannot make a pipe".to_owned())?;
@@ -138,9 +147,7 @@ impl Vm {
             pidfd: pidfd.clone(),
             stderr,
             child,
-            console,
-            streams,
-            oom_kills,
+            host,
             state: state_sender,
             cause: cause_receiver,
             orders: order_receiver,
@@ -261,9 +268,7 @@ struct Supervisor {
     pidfd: Arc<Pidfd>,
     stderr: Tail,
     child: Child,
-    console: File,
-    streams: Streams,
-    oom_kills: OomKills,
+    host: HostSide,
     state: Sender<State>,
     cause: Receiver<Option<String>>,
     orders: mpsc::Receiver<Order>,
@@ -359,11 +364,11 @@ impl Supervisor {
             last_words,
             status,
             stderr: self.stderr.text(),
-            console: console_tail(&mut self.console, CONSOLE_TAIL),
-            oom_killed: self.oom_kills.happened(),
+            console: console_tail(&mut self.host.console, CONSOLE_TAIL),
+            oom_killed: self.host.oom_kills.happened(),
         };
         let ended = end.judge();
-        self.streams.close(&ended.reason);
+        self.host.streams.close(&ended.reason);
         self.state.send_modify(|state| state.ended = Some(Arc::new(ended)));
     }
 
@@ -374,7 +379,7 @@ impl Supervisor {
             }
             Event::Connect { port } => {
                 if let Some(stream) = fds.into_iter().next() {
-                    self.streams.deliver(port, stream);
+                    self.host.streams.deliver(port, stream);
                 }
             }
             Event::Plugged { id, slot } => self.ordered.answer(id, Ok(Answer::Slot(slot))),
@@ -391,6 +396,7 @@ impl Supervisor {
             | Event::NotResized { id, error } => {
                 self.ordered.answer(id, Err(Error::internal(error)));
             }
+            Event::Note(text) => (self.host.note)(&text),
             Event::Exited(_) | Event::Failed(_) => *last_words = Some(event),
         }
     }

@@ -98,6 +98,7 @@ impl Place {
                 },
             },
             kvm: "/dev/null".into(),
+            note: |what| println!("noted: {what}"),
         }
     }
 

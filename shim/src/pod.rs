@@ -164,6 +164,7 @@ impl Pod {
             cgroups_path: spec.cgroups_path().into(),
             settings: Config::load(config_file)?.for_pod(spec, cpus, memory_mib)?,
             kvm: KVM.into(),
+            note: log::info,
         })?;
         let launched = Arc::new(launched);
         log::set_vmm(launched.pid());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Traffic of many small parts, between the host and a container: an echo server of both
-//! kinds, many short connections, and datagrams of all sizes. `husk-test-net` does the same
-//! inside a container.
+//! kinds, many short connections, and datagrams of all sizes, and what the benchmark sends.
+//! `husk-test-net` does the same inside a container.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -43,6 +43,81 @@ pub fn echo(port: u16) -> io::Result<()> {
             let _ = stream.write_all(&bytes);
         }
     }
+}
+
+/// What a client wants of [`serve`].
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    /// So many bytes, after one that says when.
+    Bytes,
+    /// A byte when so many have come.
+    Sink,
+    /// Each byte back as it comes.
+    Echo,
+}
+
+/// Says what is wanted, on a new connection to [`serve`].
+pub fn want(stream: &mut TcpStream, wanted: Wanted, len: u64) -> io::Result<()> {
+    let mut order = vec![wanted as u8];
+    order.extend(len.to_be_bytes());
+    stream.write_all(&order)
+}
+
+/// Does for one client after the other what it wants, for ever. Says so when it begins.
+pub fn serve(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(("::", port))?;
+    println!("up");
+    loop {
+        let (stream, _) = listener.accept()?;
+        // A client may break off.
+        let _ = serve_one(stream);
+    }
+}
+
+fn serve_one(mut stream: TcpStream) -> io::Result<()> {
+    let mut order = [0; 9];
+    stream.read_exact(&mut order)?;
+    stream.set_nodelay(true)?;
+    let [wanted, len @ ..] = order;
+    let (len, mut byte) = (u64::from_be_bytes(len), [0]);
+    if wanted == Wanted::Bytes as u8 {
+        stream.read_exact(&mut byte)?;
+        send(&mut stream, len)
+    } else if wanted == Wanted::Sink as u8 {
+        receive(&mut stream, len)?;
+        stream.write_all(&byte)
+    } else {
+        loop {
+            stream.read_exact(&mut byte)?;
+            stream.write_all(&byte)?;
+        }
+    }
+}
+
+/// Bytes of a call.
+const PIECE: usize = 64 << 10;
+
+/// Sends so many zeros.
+pub fn send(stream: &mut TcpStream, len: u64) -> io::Result<()> {
+    let zeros = vec![0; PIECE];
+    let mut missing = len as usize;
+    while missing > 0 {
+        missing -= stream.write(&zeros[..missing.min(PIECE)])?;
+    }
+    Ok(())
+}
+
+/// Receives so many bytes.
+pub fn receive(stream: &mut TcpStream, len: u64) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut missing = len as usize;
+    while missing > 0 {
+        match stream.read(&mut buffer[..missing.min(PIECE)])? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            received => missing -= received,
+        }
+    }
+    Ok(())
 }
 
 /// Makes so many connections to an echo server, one after the other, and checks what each

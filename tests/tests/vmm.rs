@@ -126,6 +126,21 @@ fn net_with_several_queues() {
 }
 
 #[test]
+fn memory_that_vhost_net_gets_to_know() {
+    vhost::grown();
+}
+
+#[test]
+fn vhost_net_that_cannot() {
+    vhost::refused();
+}
+
+#[test]
+fn rings_that_are_none() {
+    vhost::broken_rings();
+}
+
+#[test]
 fn disks_plugged() {
     plug::disks();
 }

@@ -189,7 +189,7 @@ pub fn run(guest: Guest) -> ExitCode {
         Ok(opened) => opened,
         Err(message) => return refuse(&message),
     };
-    let vm = match Vm::build(config, vsock) {
+    let vm = match Vm::build(config, vsock, Arc::new(|what| eprintln!("husk-vmm: {what}"))) {
         Ok(vm) => vm,
         Err(error) => return refuse(&error.to_string()),
     };

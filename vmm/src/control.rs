@@ -79,14 +79,17 @@ pub enum Event {
     MemoryReached { id: u64 },
     /// What the devices on the bus have done so far.
     Counters { id: u64, devices: Vec<DeviceCounters> },
+    /// Something that has not gone as whoever looks after the host may expect, though the VM goes
+    /// on.
+    Note(String),
     /// The guest is gone.
     Exited(ExitReason),
     /// The VM could not be built; the text says what failed, why, and what to do.
     Failed(String),
 }
 
-/// What a device's virtqueues have done since the device was made. A queue that the host's
-/// kernel serves (vhost) is not counted.
+/// What a device's virtqueues have done since the device was made. A device that the host's
+/// kernel serves (vhost) is left out, for nobody counts there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceCounters {
     /// Its address in the guest is 0000:00:SLOT.0.

@@ -26,7 +26,7 @@ use crate::virtio::block::Block;
 use crate::virtio::net::Net;
 use crate::virtio::queue::Counters;
 use crate::virtio::transport::VirtioPci;
-use crate::virtio::{Fault, VirtioDevice};
+use crate::virtio::{Fault, Note, VirtioDevice};
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlugError {
@@ -47,6 +47,7 @@ pub struct Devices {
     routes: Arc<Routes>,
     ram: GuestRam,
     fault: Fault,
+    note: Note,
     bus: Arc<PciBus>,
     /// What is in which slot. Locked while a device comes or goes.
     present: Mutex<BTreeMap<u8, Present>>,
@@ -61,10 +62,10 @@ struct Present {
 }
 
 impl Devices {
-    pub fn new(vm: Arc<VmFd>, ram: GuestRam, fault: Fault) -> Devices {
+    pub fn new(vm: Arc<VmFd>, ram: GuestRam, fault: Fault, note: Note) -> Devices {
         let routes = Arc::new(Routes::new(vm.clone()));
         let (bus, present) = (Arc::new(PciBus::new()), Mutex::default());
-        Devices { vm, routes, ram, fault, bus, present }
+        Devices { vm, routes, ram, fault, note, bus, present }
     }
 
     pub fn bus(&self) -> Arc<PciBus> {
@@ -78,7 +79,7 @@ impl Devices {
 
     /// Puts a device on the bus that can be unplugged; returns its slot.
     pub fn plug(&self, device: Plug<OwnedFd>) -> Result<u8, PlugError> {
-        self.attach(open(device)?, true)
+        self.attach(self.open(device)?, true)
     }
 
     /// Takes away what was plugged into `slot`. Returns when its thread has ended and its
@@ -104,7 +105,20 @@ impl Devices {
             kicks: read(&counters.kicks),
             interrupts: read(&counters.interrupts),
         };
-        lock(&self.present).iter().map(counters).collect()
+        let present = lock(&self.present);
+        let counted = present.iter().filter(|(_, device)| !device.counters.by_kernel());
+        counted.map(counters).collect()
+    }
+
+    /// Makes the device of a configuration.
+    pub fn open(&self, device: Plug<OwnedFd>) -> Result<Box<dyn VirtioDevice>, PlugError> {
+        Ok(match device {
+            Plug::Net(net) => Box::new(Net::new(net, self.note.clone()).map_err(PlugError::Net)?),
+            Plug::Disk(disk) => Box::new(
+                Block::new(File::from(disk.file), disk.read_only, &disk.serial)
+                    .map_err(PlugError::Disk)?,
+            ),
+        })
     }
 
     fn attach(&self, device: Box<dyn VirtioDevice>, plugged: bool) -> Result<u8, PlugError> {
@@ -120,15 +134,4 @@ impl Devices {
         present.insert(slot as u8, Present { name, counters, plugged });
         Ok(slot as u8)
     }
-}
-
-/// Makes the device of a configuration.
-pub fn open(device: Plug<OwnedFd>) -> Result<Box<dyn VirtioDevice>, PlugError> {
-    Ok(match device {
-        Plug::Net(net) => Box::new(Net::new(net).map_err(PlugError::Net)?),
-        Plug::Disk(disk) => Box::new(
-            Block::new(File::from(disk.file), disk.read_only, &disk.serial)
-                .map_err(PlugError::Disk)?,
-        ),
-    })
 }

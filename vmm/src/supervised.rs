@@ -48,7 +48,9 @@ fn serve(packets: &Arc<Packets<OwnedFd>>, started_ns: u64) -> Result<ExitReason,
     let config = name(fds, |file| config.try_map(file))?;
     let side: Arc<dyn HostSide> = Arc::new(Supervisor(packets.clone()));
     let vsock = config.vsock.then_some(VsockHost { side, listener: None });
-    let vm = Vm::build(config, vsock).map_err(|error| error.to_string())?;
+    let told = packets.clone();
+    let note = Arc::new(move |what| drop(told.send(&Event::Note(what), &[])));
+    let vm = Vm::build(config, vsock, note).map_err(|error| error.to_string())?;
 
     let running = Event::Running { started_ns, running_ns: monotonic_ns() };
     packets.send(&running, &[]).map_err(lost)?;

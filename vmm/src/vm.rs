@@ -14,7 +14,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use crate::arch::{acpi, boot, layout, regs};
 use crate::config::{Console as ConsoleConfig, MAX_TAG, MAX_VCPUS, MIN_MEMORY_MIB, Plug, VmConfig};
 use crate::control::ExitReason;
-use crate::devices::{self, Devices, PlugError};
+use crate::devices::{Devices, PlugError};
 use crate::kvm::{self, KvmError};
 use crate::log::Log;
 use crate::memory::{self, GuestRam, MemoryError};
@@ -22,12 +22,12 @@ use crate::pci::SLOTS;
 use crate::platform::Platform;
 use crate::resize::Resizer;
 use crate::vcpu::{self, Maker};
-use crate::virtio::Fault;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::{Console, Output};
 use crate::virtio::fs::Fs;
 use crate::virtio::rng::{self, Rng};
 use crate::virtio::vsock::{Dialer, HostSide, Vsock};
+use crate::virtio::{Fault, Note};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -90,7 +90,11 @@ pub struct Vm {
 
 impl Vm {
     /// Builds the VM. Bad configuration is refused before anything is made.
-    pub fn build(config: VmConfig<OwnedFd>, vsock: Option<VsockHost>) -> Result<Vm, VmError> {
+    pub fn build(
+        config: VmConfig<OwnedFd>,
+        vsock: Option<VsockHost>,
+        note: Note,
+    ) -> Result<Vm, VmError> {
         check(&config)?;
         let exits = channel();
 
@@ -108,7 +112,7 @@ impl Vm {
             })
         };
         let (output, input) = open_console(config.console).during("open the console")?;
-        let devices = Arc::new(Devices::new(vm.clone(), ram.clone(), fault));
+        let devices = Arc::new(Devices::new(vm.clone(), ram.clone(), fault, note));
         devices.add(Box::new(Console::new(output.clone(), input)))?;
         devices.add(Box::new(Rng::default()))?;
         devices.add(Box::new(Balloon::default()))?;
@@ -125,7 +129,7 @@ impl Vm {
             devices.add(Box::new(Fs::new(&share.tag, share.directory).during("share files")?))?;
         }
         for disk in config.disks {
-            devices.add(devices::open(Plug::Disk(disk))?)?;
+            devices.add(devices.open(Plug::Disk(disk))?)?;
         }
 
         let (entry, kernel_end) = boot::load_kernel(&ram, &File::from(config.kernel))?;

@@ -61,6 +61,7 @@ pub struct PodNetwork {
     vm: Vm,
     agent: Agent,
     notes: StateFile,
+    note: fn(&str),
     /// One update at a time.
     state: Mutex<State>,
 }
@@ -90,7 +91,8 @@ struct Ready {
 }
 
 impl PodNetwork {
-    /// Begins to follow a namespace; joins nothing yet.
+    /// Begins to follow a namespace; joins nothing yet. `note` takes sentences for the node's
+    /// log.
     pub fn new(
         namespace: Namespace,
         vcpus: u8,
@@ -98,6 +100,7 @@ impl PodNetwork {
         vm: Vm,
         agent: Agent,
         notes: StateFile,
+        note: fn(&str),
     ) -> Result<PodNetwork, Error> {
         let changes = namespace.within(|| {
             Socket::watch(GROUPS as u32).context(|| "cannot watch the pod's network".to_owned())
@@ -106,7 +109,7 @@ impl PodNetwork {
             .context(|| "cannot watch the pod's network".to_owned())?;
         let queue_pairs = usize::from(vcpus).min(MAX_QUEUE_PAIRS);
         let state = Mutex::default();
-        Ok(PodNetwork { namespace, changes, queue_pairs, settings, vm, agent, notes, state })
+        Ok(PodNetwork { namespace, changes, queue_pairs, settings, vm, agent, notes, note, state })
     }
 
     /// Where it is on the host.
@@ -205,7 +208,10 @@ impl PodNetwork {
         let mut files = queues;
         let pairs = files.len();
         if self.settings.vhost {
-            files.extend(tap::vhost(pairs));
+            match tap::vhost(pairs) {
+                Ok(vhost) => files.extend(vhost),
+                Err(error) => (self.note)(&format!("{} is served by husk-vmm: {error}", link.name)),
+            }
         }
         let config = NetConfig {
             queues: (0..pairs).collect(),

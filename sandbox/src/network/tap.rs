@@ -52,10 +52,11 @@ pub fn open(socket: &Socket, queue_pairs: usize, mtu: u32) -> Result<(u32, Vec<O
     Ok((index, queues))
 }
 
-/// vhost-net for each queue pair; nothing where this host has none.
-pub fn vhost(queue_pairs: usize) -> Vec<OwnedFd> {
+/// vhost-net for each queue pair.
+pub fn vhost(queue_pairs: usize) -> Result<Vec<OwnedFd>, Error> {
     let open = |_| OpenOptions::new().read(true).write(true).open(VHOST).map(OwnedFd::from);
-    (0..queue_pairs).map(open).collect::<Result<_, _>>().unwrap_or_default()
+    let opened: Result<_, _> = (0..queue_pairs).map(open).collect();
+    opened.context(|| format!("cannot open {VHOST}; load the module vhost_net, if it is wanted"))
 }
 
 fn bring_up(socket: &Socket, index: u32, mtu: u32) -> Result<(), husk_netlink::Error> {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use husk_tests::traffic;
 
 const USAGE: &str = "usage: husk-test-net echo PORT
+       husk-test-net serve PORT
        husk-test-net connect ADDRESS:PORT COUNT
        husk-test-net datagrams ADDRESS:PORT
        husk-test-net segments ADDRESS:PORT LENGTH COUNT";
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 fn run(words: &[String]) -> Option<io::Result<()>> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Some(match words[..] {
+        ["serve", port] => traffic::serve(port.parse().ok()?),
         ["echo", port] => traffic::echo(port.parse().ok()?),
         ["connect", to, count] => traffic::connect(to.parse().ok()?, count.parse().ok()?),
         ["datagrams", to] => traffic::datagrams(to.parse().ok()?, &traffic::DATAGRAMS),

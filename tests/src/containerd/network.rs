@@ -44,8 +44,17 @@ pub struct DataPath {
 impl DataPath {
     /// Those to be tested: both of husk; another runtime has one, without flags.
     pub fn all(lab: &Lab) -> Vec<DataPath> {
-        let paths = if lab.is_husk() { vec![false, true] } else { vec![false] };
-        paths.into_iter().map(DataPath::new).collect()
+        let [own, kernel] = DataPath::of_husk();
+        if lab.is_husk() { vec![own, kernel] } else { vec![own] }
+    }
+
+    /// Those of husk: its own, and that of the host's kernel.
+    pub fn of_husk() -> [DataPath; 2] {
+        [false, true].map(DataPath::new)
+    }
+
+    pub fn is_vhost(&self) -> bool {
+        self.vhost
     }
 
     fn new(vhost: bool) -> DataPath {
@@ -55,14 +64,19 @@ impl DataPath {
         DataPath { vhost, settings }
     }
 
+    /// Further settings of the node.
+    pub fn add_settings(&self, text: &str) {
+        let file = File::options().append(true).open(self.settings.path().join("config.toml"));
+        file.and_then(|mut file| file.write_all(text.as_bytes())).expect("settings");
+    }
+
     pub fn flags(&self, lab: &Lab) -> Vec<String> {
-        match lab.is_husk() {
-            true => vec![
-                "--runtime-config-path".to_owned(),
-                self.settings.path().join("config.toml").display().to_string(),
-            ],
-            false => Vec::new(),
-        }
+        if lab.is_husk() { self.husk_flags() } else { Vec::new() }
+    }
+
+    pub fn husk_flags(&self) -> Vec<String> {
+        let file = self.settings.path().join("config.toml");
+        vec!["--runtime-config-path".to_owned(), file.display().to_string()]
     }
 
     /// Fails the case unless the one VM that runs uses it.
@@ -73,15 +87,22 @@ impl DataPath {
         }
         let pids = pids_of("husk-vmm");
         assert_eq!(pids.len(), 1, "VMs that run");
-        let names: Vec<String> = std::fs::read_dir(format!("/proc/{}/task", pids[0]))
-            .expect("threads")
-            .map(|task| std::fs::read_to_string(task.expect("a thread").path().join("comm")))
-            .map(|name| name.expect("its name").trim().to_owned())
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", pids[0])).expect("threads");
+        // Name and cgroup.
+        let threads: Vec<[String; 2]> = tasks
+            .map(|task| {
+                let task = task.expect("a thread").path();
+                ["comm", "cgroup"].map(|file| {
+                    let text = std::fs::read_to_string(task.join(file)).expect("of a thread");
+                    text.trim().to_owned()
+                })
+            })
             .collect();
-        // The kernel's threads are named by whom they work for.
-        let of_kernel = names.iter().any(|name| name.starts_with("vhost-"));
-        let own = names.iter().any(|name| name == "net0");
-        assert_eq!((of_kernel, own), (self.vhost, !self.vhost), "{names:?}");
+        // The kernel's threads are named by whom they work for, and are in its cgroup.
+        let of_kernel = threads.iter().any(|[name, _]| name.starts_with("vhost-"));
+        let own = threads.iter().any(|[name, _]| name == "net0");
+        assert_eq!((of_kernel, own), (self.vhost, !self.vhost), "{threads:?}");
+        assert!(threads.iter().all(|[_, cgroup]| *cgroup == threads[0][1]), "{threads:?}");
     }
 }
 

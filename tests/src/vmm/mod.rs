@@ -13,6 +13,7 @@ pub mod net;
 pub mod plug;
 pub mod share;
 pub mod supervised;
+pub mod vhost;
 pub mod vsock;
 
 mod run;

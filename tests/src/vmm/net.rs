@@ -45,6 +45,11 @@ impl Tap {
         tap
     }
 
+    /// Takes it away from under its descriptors.
+    pub fn delete(self) {
+        crate::containerd::network::ip(&format!("link del {}", self.name));
+    }
+
     /// Keeps it beyond its descriptors, or no longer.
     fn persist(&self, on: bool) {
         // SAFETY: TUNSETPERSIST takes a number.

@@ -26,29 +26,37 @@ const DISK: u64 = 1 << 20;
 const FIXED: u8 = 4;
 
 /// A guest that takes orders.
-struct Guest {
-    supervisor: Supervisor,
+pub(super) struct Guest {
+    pub(super) supervisor: Supervisor,
     orders: BufReader<UnixStream>,
     next_id: u64,
+    /// What husk-vmm has noted so far.
+    pub(super) notes: Vec<String>,
 }
 
 impl Guest {
-    fn boot(vcpus: u8) -> Guest {
+    pub(super) fn boot(vcpus: u8) -> Guest {
         let mut supervisor = Supervisor::boot_with("plug", vcpus);
         let Some((Event::Connect { port: ORDERS }, fds)) = supervisor.event() else {
             panic!("expected the guest's connection; {}", supervisor.tail())
         };
         let stream = UnixStream::from(fds.into_iter().next().expect("descriptor"));
         stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
-        let mut guest = Guest { supervisor, orders: BufReader::new(stream), next_id: 7 };
+        let mut guest =
+            Guest { supervisor, orders: BufReader::new(stream), next_id: 7, notes: vec![] };
         // When it answers, husk-vmm has let go of our end of the connection.
         assert_eq!(guest.does("disks"), "0");
         guest
     }
 
-    /// Has the guest do something; returns what it says.
-    fn does(&mut self, order: &str) -> String {
+    /// Has the guest do something, whatever becomes of it.
+    pub(super) fn order(&mut self, order: &str) {
         writeln!(self.orders.get_mut(), "{order}").expect("order");
+    }
+
+    /// Has the guest do something; returns what it says.
+    pub(super) fn does(&mut self, order: &str) -> String {
+        self.order(order);
         let mut answer = String::new();
         let result = self.orders.read_line(&mut answer);
         match answer.trim_end().strip_prefix("ok ") {
@@ -59,9 +67,17 @@ impl Guest {
 
     fn command(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Event {
         self.supervisor.packets.send(order, fds).expect("send");
-        match self.supervisor.event() {
-            Some((event, _)) => event,
-            None => panic!("husk-vmm is gone; {}", self.supervisor.tail()),
+        self.event()
+    }
+
+    /// What husk-vmm says next, but notes.
+    fn event(&mut self) -> Event {
+        loop {
+            match self.supervisor.event() {
+                Some((Event::Note(what), _)) => self.notes.push(what),
+                Some((event, _)) => return event,
+                None => panic!("husk-vmm is gone; {}", self.supervisor.tail()),
+            }
         }
     }
 
@@ -91,47 +107,57 @@ impl Guest {
         self.try_plug(device, &[file]).expect("plug a disk")
     }
 
-    fn plug_net(&mut self, tap: &Tap, mtu: u16) -> u8 {
-        let queues = (0..tap.queues.len()).collect();
+    /// `vhost` is vhost-net for each queue of the tap, or nothing.
+    pub(super) fn plug_net(&mut self, tap: &Tap, vhost: &[File], mtu: u16) -> u8 {
+        let files: Vec<&File> = tap.queues.iter().chain(vhost).collect();
         let device = Plug::Net(NetConfig {
-            queues,
-            vhost: Vec::new(),
+            queues: (0..tap.queues.len()).collect(),
+            vhost: (tap.queues.len()..files.len()).collect(),
             mac: [2, 0, 0, 0, 0, 0xbb],
             mtu: Some(mtu),
         });
-        self.try_plug(device, &tap.queues.iter().collect::<Vec<_>>()).expect("plug a tap")
+        self.try_plug(device, &files).expect("plug a tap")
     }
 
-    fn unplug(&mut self, slot: u8) {
+    pub(super) fn unplug(&mut self, slot: u8) {
         self.try_unplug(slot).expect("unplug");
     }
 
-    /// Resizes the VM, has the guest look for the device, and waits until it has the memory.
+    /// Resizes the VM, has the guest look for the device, and waits until it has the memory,
+    /// most of it for programs.
     fn try_resize(&mut self, vcpus: u8, memory_mib: u64) -> Result<(), String> {
+        self.try_resize_by(vcpus, memory_mib, &["movable", "rescan"])
+    }
+
+    pub(super) fn try_resize_by(
+        &mut self,
+        vcpus: u8,
+        memory_mib: u64,
+        orders: &[&str],
+    ) -> Result<(), String> {
         self.next_id += 1;
         let id = self.next_id;
         let order = Order::Resize { id, vcpus, memory_mib };
         self.supervisor.packets.send(&order, &[]).expect("send");
         let (mut answered, mut reached) = (false, false);
         while !(answered && reached) {
-            match self.supervisor.event() {
-                Some((Event::Resized { id: same, slot }, _)) if same == id => {
-                    assert_eq!(slot, Some(FIXED + 1), "the first free slot");
-                    self.does("movable");
-                    self.does("rescan");
+            match self.event() {
+                Event::Resized { id: same, slot } if same == id => {
+                    assert!(slot > Some(FIXED), "a free slot");
+                    for order in orders {
+                        self.does(order);
+                    }
                     answered = true;
                 }
-                Some((Event::MemoryReached { id: same }, _)) if same == id => reached = true,
-                Some((Event::NotResized { id: same, error }, _)) if same == id => {
-                    return Err(error);
-                }
+                Event::MemoryReached { id: same } if same == id => reached = true,
+                Event::NotResized { id: same, error } if same == id => return Err(error),
                 other => panic!("unexpected {other:?}; {}", self.supervisor.tail()),
             }
         }
         Ok(())
     }
 
-    fn number(&mut self, order: &str) -> u64 {
+    pub(super) fn number(&mut self, order: &str) -> u64 {
         self.does(order).parse().expect("a number")
     }
 
@@ -150,14 +176,14 @@ impl Guest {
         (count("fd"), count("task"))
     }
 
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         assert_eq!(self.does("end"), "ending");
         assert_eq!(self.supervisor.exited(), ExitReason::PowerOff);
     }
 }
 
 /// The guest's name of a slot.
-fn place(slot: u8) -> String {
+pub(super) fn place(slot: u8) -> String {
     format!("{slot:02x}")
 }
 
@@ -173,7 +199,7 @@ pub fn net() {
     let before = guest.resources();
     for mtu in [1500, 9000] {
         let tap = Tap::new("husk-plug", 1, mtu);
-        let slot = guest.plug_net(&tap, mtu);
+        let slot = guest.plug_net(&tap, &[], mtu);
         assert_eq!(slot, FIXED + 1, "the first free slot");
         guest.does("rescan");
         let said = guest.does(&format!("net {}", place(slot)));
@@ -192,7 +218,7 @@ pub fn net() {
 pub fn several_queues() {
     let mut guest = Guest::boot(2);
     let tap = Tap::new("husk-queues", 2, 1500);
-    let slot = guest.plug_net(&tap, 1500);
+    let slot = guest.plug_net(&tap, &[], 1500);
     guest.does("rescan");
     let said = guest.does(&format!("net {}", place(slot)));
     assert_eq!(said, "02:00:00:00:00:bb 1500 4", "MAC, MTU, queues");
@@ -373,6 +399,7 @@ fn obey(words: &[&str]) -> io::Result<String> {
             fs::write(format!("{}/remove", device(slot)), "1").map(|()| "removed".to_owned())
         }
         ["net", slot] => set_up(slot),
+        ["break", slot] => super::vhost::break_rings(&device(slot)),
         ["exchange", size, connections] => {
             exchange(number(size)?, number(connections)? as usize)?;
             Ok("by hash".to_owned())
@@ -387,6 +414,7 @@ fn obey(words: &[&str]) -> io::Result<String> {
             let kib = text.split_whitespace().nth(1).unwrap_or_default();
             Ok((number(kib)? >> 10).to_string())
         }
+        ["used", zone] => used_pages(zone),
         ["fill", mib] => {
             let len = number(mib)? as usize;
             let filled: Vec<Vec<u8>> = (0..len).map(|i| vec![i as u8 | 1; 1 << 20]).collect();
@@ -425,6 +453,21 @@ fn obey(words: &[&str]) -> io::Result<String> {
         }
         ["end"] => Ok("ending".to_owned()),
         _ => Err(io::Error::other("no such order")),
+    }
+}
+
+/// Pages of the kernel's zone of that name that are not free.
+fn used_pages(zone: &str) -> io::Result<String> {
+    let text = fs::read_to_string("/proc/zoneinfo")?;
+    let lines = text.lines().skip_while(|line| !line.ends_with(&format!(" {zone}")));
+    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+    let number = |name: &str| {
+        let at = words.iter().position(|word| *word == name);
+        at.and_then(|at| words.get(at + 1)?.parse::<u64>().ok())
+    };
+    match (number("managed"), number("free")) {
+        (Some(managed), Some(free)) => Ok(managed.saturating_sub(free).to_string()),
+        _ => Err(io::Error::other(format!("no zone {zone}"))),
     }
 }
 

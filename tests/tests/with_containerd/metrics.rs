@@ -11,7 +11,7 @@ use husk_tests::containerd::process::LIMIT;
 use husk_tests::containerd::task::Task;
 
 /// Asks as `curl --unix-socket` does; the samples by name and labels.
-fn samples(pod: &str) -> HashMap<String, f64> {
+pub fn samples(pod: &str) -> HashMap<String, f64> {
     let mut socket =
         UnixStream::connect(format!("/run/husk/default/{pod}/metrics.sock")).expect("connect");
     socket.set_read_timeout(Some(LIMIT)).expect("a timeout");

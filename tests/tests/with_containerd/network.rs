@@ -9,7 +9,7 @@ use std::path::Path;
 use husk_tests::containerd::bundle::Bundle;
 use husk_tests::containerd::leftovers::pids_of;
 use husk_tests::containerd::network::{
-    Netns, SHOW, bridged, buckets, fetch, hash, ip, serve_once, server,
+    DataPath, Netns, SHOW, bridged, buckets, fetch, hash, ip, serve_once, server,
 };
 use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::{CTR_NAMESPACE, Lab, case, husk_case};
@@ -217,13 +217,11 @@ fn namespace_that_is_taken() {
     });
 }
 
-/// A file of settings that lets pods say how fast their network is, and the flags that make
-/// use of it.
-fn with_rates(directory: &Path, rate: u32) -> Vec<String> {
+/// Lets pods say how fast their network is; the flags that make use of it.
+fn with_rates(lab: &Lab, path: &DataPath, rate: u32) -> Vec<String> {
     let names = ["io.husk.ingress-bandwidth", "io.husk.egress-bandwidth"];
-    let settings = directory.join("config.toml");
-    fs::write(&settings, format!("[annotations]\nallowed = {names:?}\n")).expect("settings");
-    let mut flags = vec!["--runtime-config-path".to_owned(), settings.display().to_string()];
+    path.add_settings(&format!("[annotations]\nallowed = {names:?}\n"));
+    let mut flags = path.flags(lab);
     for name in names {
         flags.extend(["--annotation".to_owned(), format!("{name}={rate}")]);
     }
@@ -233,50 +231,56 @@ fn with_rates(directory: &Path, rate: u32) -> Vec<String> {
 #[test]
 fn rates_by_annotation() {
     husk_case("a pod's annotations limit both directions of its interfaces", |lab| {
-        const LEN: usize = 1 << 20;
-        const RATE: u32 = 4_000_000;
-        let directory = husk_tests::temporary("husk-rates");
-        let netns = bridged("husk-rates");
-        let netns_flag = netns.flag();
-        let flags = with_rates(directory.path(), RATE);
-        let mut words = vec!["--with-ns", &netns_flag];
-        words.extend(flags.iter().map(String::as_str));
-        lab.detached(&words, "rates", &["sh", "-c", &server(LEN)]);
-        let limits = || buckets(&netns.run("tc -s -j qdisc show"));
-        let devices: Vec<_> = limits().iter().map(|limit| limit["dev"].clone()).collect();
-        assert_eq!(devices, ["eth0", "husk0"], "{:?}", limits());
-        let has_met = |device: &str| {
-            let limits = limits();
-            let limit = limits.iter().find(|limit| limit["dev"] == device).expect("the limit");
-            assert_eq!(limit["options"]["rate"], RATE / 8, "{limit}");
-            limit["overlimits"] != 0
-        };
-        assert!(!has_met("husk0"), "nothing has been sent to the pod yet");
-        let data = fetch("10.88.0.2:8080", "/data");
-        assert_eq!(lab.exec_sh("rates", "sha256sum </www/data | cut -c1-64"), hash(&data));
-        assert!(has_met("eth0"), "{LEN} bytes have not met the limit: {:?}", limits());
-        let port = serve_once("10.88.0.1", data.clone());
-        let theirs = lab.exec_sh("rates", &format!("nc 10.88.0.1 {port} | sha256sum | cut -c1-64"));
-        assert_eq!(theirs, hash(&data));
-        assert!(has_met("husk0"), "{LEN} bytes have not met the limit: {:?}", limits());
-        lab.remove("rates");
-        netns.until_left();
-
-        let annotation = ["--annotation", "io.husk.egress-bandwidth=1M"];
-        lab.run(&annotation, "rates", &["true"]).failed_with("not allowed on this node");
-        netns.run("tc qdisc add dev eth0 root handle 1: pfifo");
-        lab.run(&words, "rates", &["true"]).failed_with("it has a queueing discipline already");
-        netns.until_left();
-        assert!(netns.run("tc qdisc show dev eth0").contains("pfifo"), "somebody else's");
+        for path in DataPath::all(lab) {
+            rates_by(lab, &path);
+        }
     });
+}
+
+fn rates_by(lab: &Lab, path: &DataPath) {
+    const LEN: usize = 512 << 10;
+    const RATE: u32 = 1_000_000;
+    let netns = bridged("husk-rates");
+    let netns_flag = netns.flag();
+    let flags = with_rates(lab, path, RATE);
+    let mut words = vec!["--with-ns", &netns_flag];
+    words.extend(flags.iter().map(String::as_str));
+    lab.detached(&words, "rates", &["sh", "-c", &server(LEN)]);
+    let limits = || buckets(&netns.run("tc -s -j qdisc show"));
+    let devices: Vec<_> = limits().iter().map(|limit| limit["dev"].clone()).collect();
+    assert_eq!(devices, ["eth0", "husk0"], "{:?}", limits());
+    let has_met = |device: &str| {
+        let limits = limits();
+        let limit = limits.iter().find(|limit| limit["dev"] == device).expect("the limit");
+        assert_eq!(limit["options"]["rate"], RATE / 8, "{limit}");
+        limit["overlimits"] != 0
+    };
+    assert!(!has_met("husk0"), "nothing has been sent to the pod yet");
+    let data = fetch("10.88.0.2:8080", "/data");
+    assert_eq!(lab.exec_sh("rates", "sha256sum </www/data | cut -c1-64"), hash(&data));
+    assert!(has_met("eth0"), "{LEN} bytes have not met the limit: {:?}", limits());
+    let port = serve_once("10.88.0.1", data.clone());
+    let theirs = lab.exec_sh("rates", &format!("nc 10.88.0.1 {port} | sha256sum | cut -c1-64"));
+    assert_eq!(theirs, hash(&data));
+    assert!(has_met("husk0"), "{LEN} bytes have not met the limit: {:?}", limits());
+    path.check(lab);
+    lab.remove("rates");
+    netns.until_left();
+
+    let annotation = ["--annotation", "io.husk.egress-bandwidth=1M"];
+    lab.run(&annotation, "rates", &["true"]).failed_with("not allowed on this node");
+    netns.run("tc qdisc add dev eth0 root handle 1: pfifo");
+    lab.run(&words, "rates", &["true"]).failed_with("it has a queueing discipline already");
+    netns.until_left();
+    assert!(netns.run("tc qdisc show dev eth0").contains("pfifo"), "somebody else's");
 }
 
 #[test]
 fn nothing_is_left_after_a_crash() {
     husk_case("shim or VMM killed: nothing is left in the namespace", |lab| {
         let netns = bridged("husk-crash");
-        let directory = husk_tests::temporary("husk-crash");
-        let (netns_flag, rates) = (netns.flag(), with_rates(directory.path(), 100_000_000));
+        let [_, path] = &DataPath::of_husk();
+        let (netns_flag, rates) = (netns.flag(), with_rates(lab, path, 100_000_000));
         let mut flags = vec!["--with-ns", &netns_flag];
         flags.extend(rates.iter().map(String::as_str));
         for program in ["husk-vmm".to_owned(), lab.shim()] {

@@ -69,6 +69,41 @@ fn deleted_tap(lab: &Lab, path: &DataPath) {
     netns.until_left();
 }
 
+/// The device that vhost-net is had by, away until this is dropped.
+struct WithoutVhost;
+
+impl WithoutVhost {
+    const DEVICE: &str = "/dev/vhost-net";
+    const AWAY: &str = "/dev/vhost-net.away";
+
+    fn begin() -> WithoutVhost {
+        std::fs::rename(Self::DEVICE, Self::AWAY).expect("vhost-net");
+        WithoutVhost
+    }
+}
+
+impl Drop for WithoutVhost {
+    fn drop(&mut self) {
+        let _ = std::fs::rename(Self::AWAY, Self::DEVICE);
+    }
+}
+
+#[test]
+fn host_without_vhost_net() {
+    husk_case("without /dev/vhost-net husk-vmm serves the interface, and it is logged", |lab| {
+        let _without = WithoutVhost::begin();
+        let netns = bridged("husk-fault");
+        lab.detached(&["--with-ns", &netns.flag()], "fault", &["sh", "-c", &server(LEN)]);
+        assert_eq!(fetch("10.88.0.2:8080", "/small"), b"small\n");
+        DataPath::of_husk()[0].check(lab);
+        let expected = "eth0 is served by husk-vmm: cannot open /dev/vhost-net";
+        let log = || lab.log().lines().filter(|line| line.contains(expected)).count();
+        assert!(eventually(LIMIT, || log() == 1), "{} lines of '{expected}'", log());
+        lab.remove("fault");
+        netns.until_left();
+    });
+}
+
 #[test]
 fn namespace_that_is_deleted() {
     husk_case("the namespace's name removed under traffic: the pod keeps it to its end", |lab| {

@@ -2,6 +2,7 @@
 
 //! A VM that follows the limits of its containers while they run.
 
+use husk_tests::containerd::network::{DataPath, bridged, fetch, hash, serve_once};
 use husk_tests::containerd::process::{LIMIT, eventually};
 use husk_tests::containerd::task::Task;
 use husk_tests::containerd::{Lab, husk_case};
@@ -52,6 +53,42 @@ fn memory_up_and_down() {
         }
         lab.remove("grown");
     });
+}
+
+#[test]
+fn memory_that_is_sent() {
+    husk_case(
+        "a file in memory that came later is sent and received by hash, by vhost-net",
+        |lab| {
+            // What the VM has at boot is full of the first file.
+            const FIRST: usize = 200 << 20;
+            const LEN: usize = 16 << 20;
+            let [_, path] = DataPath::of_husk();
+            path.add_settings("memory_mib = 128\n");
+            let netns = bridged("husk-grown");
+            let (netns_flag, path_flags) = (netns.flag(), path.flags(lab));
+            let mut flags = vec!["--memory-limit", "67108864", "--with-ns", &netns_flag];
+            flags.extend(["--mount", "type=tmpfs,dst=/big,options=size=300m"]);
+            flags.extend(path_flags.iter().map(String::as_str));
+            lab.detached(&flags, "grown", &["httpd", "-f", "-p", "8080", "-h", "/big"]);
+            lab.shim_of("grown").update(&memory(320)).expect("grow");
+            let fill = format!(
+                "head -c {FIRST} /dev/zero >/big/first; head -c {LEN} /dev/urandom >/big/data"
+            );
+            lab.exec_sh("grown", &fill);
+            let data = fetch("10.88.0.2:8080", "/data");
+            assert_eq!(data.len(), LEN);
+            let theirs = lab.exec_sh("grown", "sha256sum </big/data | cut -c1-64");
+            assert_eq!(theirs, hash(&data), "out of the guest");
+            let port = serve_once("10.88.0.1", data);
+            lab.exec_sh("grown", &format!("nc 10.88.0.1 {port} >/big/back"));
+            let back = lab.exec_sh("grown", "sha256sum </big/back | cut -c1-64");
+            assert_eq!(back, theirs, "into the guest");
+            path.check(lab);
+            lab.remove("grown");
+            netns.until_left();
+        },
+    );
 }
 
 #[test]

@@ -100,6 +100,10 @@ fn read_bytes(structure: &[u8], offset: usize, data: &mut [u8]) {
     }
 }
 
+/// Tells whoever looks after the host, in a sentence, of what has not gone as expected though the
+/// VM goes on. The guest must not be able to bring it about again and again.
+pub type Note = Arc<dyn Fn(String) + Send + Sync>;
+
 /// Ends the VM because a device cannot go on, for example on a malformed ring. Only the
 /// first report counts.
 #[derive(Clone)]

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -56,6 +56,14 @@ pub struct Counters {
     pub kicks: AtomicU64,
     /// Interrupts that were raised.
     pub interrupts: AtomicU64,
+    by_kernel: AtomicBool,
+}
+
+impl Counters {
+    /// Whether the host's kernel serves the queues, and nothing is counted.
+    pub fn by_kernel(&self) -> bool {
+        self.by_kernel.load(Ordering::Relaxed)
+    }
 }
 
 fn count(counter: &AtomicU64, more: u64) {
@@ -126,6 +134,11 @@ impl VirtQueue {
             kick: self.kick.as_raw_fd(),
             interrupt: self.interrupt.as_raw_fd(),
         })
+    }
+
+    /// The host's kernel serves this one, and with it its device.
+    pub fn is_by_kernel(&self) {
+        self.counters.by_kernel.store(true, Ordering::Relaxed);
     }
 
     /// Serves every chain that is available: `handle` returns how many bytes it wrote into

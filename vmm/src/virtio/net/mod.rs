@@ -22,14 +22,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Fault;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use super::queue::VirtQueue;
 use super::worker::Worker;
-use super::{Activation, TYPE_NET, VirtioDevice};
+use super::{Activation, Fault, Note, TYPE_NET, VirtioDevice};
 use crate::config::{MAX_QUEUE_PAIRS, NetConfig};
 use crate::memory::GuestRam;
 use features::*;
-use pair::{Control, Pair, Switch};
+use pair::{Beside, Pair, Switch};
 use tap::Tap;
 use vhost::Vhost;
 
@@ -88,6 +89,7 @@ pub struct Net {
     taps: Vec<Arc<Tap>>,
     /// One for each tap, or none.
     vhosts: Vec<Vhost>,
+    note: Note,
     offered: u64,
     config: [u8; 12],
     queue_sizes: Vec<u16>,
@@ -96,7 +98,9 @@ pub struct Net {
 }
 
 impl Net {
-    pub fn new(config: NetConfig<OwnedFd>) -> io::Result<Net> {
+    /// The host's kernel does the work if the configuration has vhost-net for that, and if it
+    /// can; it is noted if not.
+    pub fn new(config: NetConfig<OwnedFd>, note: Note) -> io::Result<Net> {
         let refused = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         let pairs = config.queues.len();
         if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) {
@@ -114,7 +118,11 @@ impl Net {
         if ![0, pairs].contains(&config.vhost.len()) {
             return refused(format!("vhost-net for {} of {pairs} pairs", config.vhost.len()));
         }
-        let vhosts = config.vhost.into_iter().map(Vhost::new).collect::<io::Result<_>>()?;
+        let vhosts = config.vhost.into_iter().map(Vhost::new).collect::<io::Result<_>>();
+        let vhosts = vhosts.unwrap_or_else(|error| {
+            note(not_by_kernel(&error));
+            Vec::new()
+        });
 
         let mut offered = MAC | CSUM | GUEST_CSUM | MRG_RXBUF | HOST_ECN | GUEST_ECN;
         offered |= HOST_TSO4 | HOST_TSO6 | GUEST_TSO4 | GUEST_TSO6;
@@ -135,7 +143,7 @@ impl Net {
         bytes[8..10].copy_from_slice(&(pairs as u16).to_le_bytes());
         bytes[10..].copy_from_slice(&config.mtu.unwrap_or(0).to_le_bytes());
         let (counters, workers) = (Arc::default(), Vec::new());
-        Ok(Net { taps, vhosts, offered, config: bytes, queue_sizes, counters, workers })
+        Ok(Net { taps, vhosts, note, offered, config: bytes, queue_sizes, counters, workers })
     }
 }
 
@@ -162,7 +170,8 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { ram, features, mut queues, fault, .. } = activation;
-        self.taps[0].offload(features)?;
+        // It fails if the tap is gone; otherwise the host leaves nothing to the guest.
+        let _ = self.taps[0].offload(features);
         // Where the control queue is depends on whether the driver knows of more than one
         // pair (5.1.2).
         let pairs = if features & MQ != 0 { self.taps.len() } else { 1 };
@@ -175,7 +184,10 @@ impl VirtioDevice for Net {
             let _ = tap.attach(false);
         }
         if !self.vhosts.is_empty() {
-            return self.hand_over(pairs, queues, control, &ram, features, fault);
+            match self.hand_over(&queues[..2 * pairs], &ram, features) {
+                Ok(broken) => return self.stay_beside(queues, control, broken, fault),
+                Err(error) => self.take_back(&error)?,
+            }
         }
         let switches = (1..pairs).map(|_| Switch::new().map(Arc::new));
         let switches = switches.collect::<io::Result<Vec<_>>>()?;
@@ -198,30 +210,57 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.workers.clear();
-        self.vhosts.iter().for_each(Vhost::stop);
+        for vhost in &self.vhosts {
+            vhost.stop();
+        }
     }
 }
 
 impl Net {
-    /// Has the host's kernel serve the first queues, two for each pair.
+    /// Has the host's kernel serve these queues, two for each pair. What is returned is
+    /// signalled when it cannot go on with one.
     fn hand_over(
-        &mut self,
-        pairs: usize,
-        queues: Vec<VirtQueue>,
-        control: Option<VirtQueue>,
+        &self,
+        queues: &[VirtQueue],
         ram: &GuestRam,
         features: u64,
+    ) -> io::Result<EventFd> {
+        let broken = EventFd::new(EFD_NONBLOCK)?;
+        let served = || self.vhosts.iter().zip(queues.chunks_exact(2)).zip(&self.taps);
+        for ((vhost, pair), _) in served() {
+            vhost.prepare(features, ram, pair, &broken)?;
+        }
+        for ((vhost, _), tap) in served() {
+            vhost.start(tap)?;
+        }
+        Ok(broken)
+    }
+
+    /// Does what the kernel leaves to us.
+    fn stay_beside(
+        &mut self,
+        queues: Vec<VirtQueue>,
+        control: Option<VirtQueue>,
+        broken: EventFd,
         fault: Fault,
     ) -> io::Result<()> {
-        let mut queues = queues.into_iter();
-        for (vhost, tap) in self.vhosts.iter().zip(&self.taps).take(pairs) {
-            let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else { break };
-            vhost.start(features, ram, tap, &[receive, transmit])?;
-        }
-        if let Some(queue) = control {
-            let control = Control { queue, taps: self.taps[1..pairs].to_vec() };
-            self.workers.push(Worker::spawn("net", control, fault)?);
-        }
+        queues.iter().for_each(VirtQueue::is_by_kernel);
+        let taps = self.taps[1..queues.len() / 2].to_vec();
+        self.workers.push(Worker::spawn("net", Beside { control, taps, broken }, fault)?);
         Ok(())
     }
+
+    /// Does without the host's kernel from now on, which cannot serve the queues.
+    fn take_back(&mut self, error: &io::Error) -> io::Result<()> {
+        let touched = self.vhosts.drain(..).filter(|vhost| !vhost.stop()).count();
+        if touched > 0 {
+            return Err(io::Error::other(format!("vhost-net failed while it served: {error}")));
+        }
+        (self.note)(not_by_kernel(error));
+        Ok(())
+    }
+}
+
+fn not_by_kernel(error: &io::Error) -> String {
+    format!("vhost-net cannot serve a network device, so husk-vmm does: {error}")
 }

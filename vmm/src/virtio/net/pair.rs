@@ -26,6 +26,7 @@ const CONTROL: usize = 2;
 
 const TAP: u64 = FIRST_DEVICE_TOKEN;
 const SWITCH: u64 = FIRST_DEVICE_TOKEN + 1;
+const BROKEN: u64 = FIRST_DEVICE_TOKEN + 2;
 
 /// Frames in one go, so that neither direction holds up the other or the stop.
 pub const BATCH: usize = 64;
@@ -171,24 +172,37 @@ fn serve_control(
     })
 }
 
-/// The control queue alone, of a device whose pairs the host's kernel serves.
-pub struct Control {
-    pub queue: VirtQueue,
+/// What is left to do for a device whose pairs the host's kernel serves.
+pub struct Beside {
+    pub control: Option<VirtQueue>,
     /// Those of the other pairs.
     pub taps: Vec<Arc<Tap>>,
+    /// Signalled by the kernel when a ring holds something that it cannot take.
+    pub broken: EventFd,
 }
 
-impl Serve for Control {
+impl Serve for Beside {
     fn queues(&self) -> &[VirtQueue] {
-        std::slice::from_ref(&self.queue)
+        self.control.as_slice()
+    }
+
+    fn start(&mut self, poll: &Poll) -> io::Result<()> {
+        poll.add(self.broken.as_raw_fd(), BROKEN, EventSet::IN)
     }
 
     fn kicked(&mut self, _queue: usize, _poll: &Poll) -> io::Result<()> {
-        let Control { queue, taps } = self;
+        let Beside { control: Some(queue), taps, .. } = self else { return Ok(()) };
         serve_control(queue, taps.len(), |other, on| {
             // It fails if it is so already, or the tap is gone; then no frames come or go.
             let _ = taps[other].attach(on);
         })
+    }
+
+    /// As on our own path: the kernel would go on, and the guest's interface be dead.
+    fn ready(&mut self, _token: u64, _events: EventSet, _poll: &Poll) -> io::Result<()> {
+        Err(io::Error::other(
+            "the driver broke a virtqueue, as vhost-net of the host's kernel says",
+        ))
     }
 }
 

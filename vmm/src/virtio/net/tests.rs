@@ -397,9 +397,9 @@ fn what_is_no_tap_is_refused() {
     let open = |count: usize, mac, mtu| {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null"));
         let queues = (0..count).map(|_| null()).collect();
-        let refused =
-            Net::new(NetConfig { queues, vhost: Vec::new(), mac, mtu }).err().expect("an error");
-        refused.to_string()
+        let config = NetConfig { queues, vhost: Vec::new(), mac, mtu };
+        let refused = Net::new(config, Arc::new(|what| panic!("{what}")));
+        refused.err().expect("an error").to_string()
     };
     let good = [2, 0, 0, 0, 0, 1];
     for (said, expected) in [
@@ -413,4 +413,21 @@ fn what_is_no_tap_is_refused() {
         assert!(said.contains(expected), "{said}");
         println!("{said}");
     }
+}
+
+#[test]
+fn a_ring_that_the_kernel_finds_broken_ends_the_vm() {
+    let (sender, faults) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let fault = Fault::new(move |what| {
+        let _ = sender.lock().expect("lock").send(what);
+    });
+    let broken = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let kernel = broken.try_clone().expect("eventfd");
+    let beside = Beside { control: None, taps: Vec::new(), broken };
+    let _worker = Worker::spawn("net", beside, fault).expect("worker");
+    kernel.write(1).expect("signal");
+    let said = faults.recv_timeout(DEADLINE).expect("the device should have failed");
+    assert!(said.contains("broke a virtqueue"), "{said}");
+    println!("{said}");
 }

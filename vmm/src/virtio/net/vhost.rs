@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_ulong};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::features::MRG_RXBUF;
 use super::tap::Tap;
@@ -24,7 +25,9 @@ const SET_VRING_NUM: c_ulong = 0x4008_af10;
 const SET_VRING_ADDR: c_ulong = 0x4028_af11;
 const SET_VRING_BASE: c_ulong = 0x4008_af12;
 const SET_VRING_KICK: c_ulong = 0x4008_af20;
+const GET_VRING_BASE: c_ulong = 0xc008_af12;
 const SET_VRING_CALL: c_ulong = 0x4008_af21;
+const SET_VRING_ERR: c_ulong = 0x4008_af22;
 const NET_SET_BACKEND: c_ulong = 0x4008_af30;
 
 /// What every kernel with vhost-net has, and our devices always offer.
@@ -83,14 +86,15 @@ impl Vhost {
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), SET_MEM_TABLE, table.as_ptr()) })
     }
 
-    /// Serves the queues of a pair from now on. They belong to the driver's RAM, which has to
-    /// be mapped until [`Vhost::stop`].
-    pub fn start(
+    /// Learns of the queues of a pair, and touches nothing in them. They belong to the driver's
+    /// RAM, which has to be mapped from [`Vhost::start`] to [`Vhost::stop`]. `broken` is
+    /// signalled when one cannot be served any more.
+    pub fn prepare(
         &self,
         features: u64,
         ram: &GuestRam,
-        tap: &Tap,
-        queues: &[VirtQueue; RINGS as usize],
+        queues: &[VirtQueue],
+        broken: &EventFd,
     ) -> io::Result<()> {
         let features = features & NEEDED;
         // SAFETY: the request reads one u64.
@@ -99,7 +103,6 @@ impl Vhost {
         for (index, queue) in (0..).zip(queues) {
             let Shared { size, descriptors, available, used, kick, interrupt } = queue.share()?;
             self.set_ring(SET_VRING_NUM, index, size.into())?;
-            self.set_ring(SET_VRING_BASE, index, 0)?;
             let addresses = Addresses { index, flags: 0, descriptors, used, available, log: 0 };
             // SAFETY: the request reads the structure. The rings are in RAM as a whole.
             let done =
@@ -107,20 +110,34 @@ impl Vhost {
             check(done)?;
             self.set_ring(SET_VRING_CALL, index, interrupt)?;
             self.set_ring(SET_VRING_KICK, index, kick)?;
+            self.set_ring(SET_VRING_ERR, index, broken.as_raw_fd())?;
         }
+        Ok(())
+    }
+
+    /// Serves the queues from now on.
+    pub fn start(&self, tap: &Tap) -> io::Result<()> {
         for index in 0..RINGS {
             self.set_ring(NET_SET_BACKEND, index, tap.fd().as_raw_fd())?;
         }
         Ok(())
     }
 
-    /// Serves nothing any more; returns when no buffer is in use.
-    pub fn stop(&self) {
+    /// Serves nothing any more; returns when no buffer is in use. False if something was taken
+    /// of the queues since the last time; the next ones are served from their beginning.
+    pub fn stop(&self) -> bool {
         const NONE: RawFd = -1;
+        let mut untouched = true;
         for index in 0..RINGS {
-            // It fails for one that was never started.
+            // They fail for one that was never prepared.
             let _ = self.set_ring(NET_SET_BACKEND, index, NONE);
+            let mut next = Ring { index, value: 0 };
+            // SAFETY: the request reads the index and writes the number.
+            unsafe { libc::ioctl(self.0.as_raw_fd(), GET_VRING_BASE, &raw mut next) };
+            untouched &= next.value == 0;
+            let _ = self.set_ring(SET_VRING_BASE, index, 0);
         }
+        untouched
     }
 
     fn set_ring(&self, request: c_ulong, index: u32, value: c_int) -> io::Result<()> {
