@@ -100,19 +100,33 @@ impl Containerd {
         runtime: &str,
         look: impl FnOnce() -> Result<T, String>,
     ) -> Result<T, String> {
+        self.beside(runtime, &[], &["sh", "-c", "echo up; exec sleep 100000"], look)
+    }
+
+    /// The same with flags of `ctr run`, and another command, which says something when `look`
+    /// may begin.
+    pub fn beside<T>(
+        &self,
+        runtime: &str,
+        flags: &[String],
+        command: &[&str],
+        look: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
         let before = Host::look(&self.directory, &|_| Vec::new());
         let id = Self::IDLE;
-        let script = "echo up; exec sleep 100000";
         let mut idle = Command::new("ctr")
-            .args(["run", "--rm", "--runtime", runtime, IMAGE, id, "sh", "-c", script])
+            .args(["run", "--rm", "--runtime", runtime])
+            .args(flags)
+            .args([IMAGE, id])
+            .args(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("ctr run: {error}"))?;
         let found = match first_byte(&mut idle) {
             Ok(First::Byte(_)) => look(),
-            Ok(First::End) => Err("the idle container did not start".to_owned()),
-            Ok(First::Nothing) => Err("the idle container's VM hung".to_owned()),
+            Ok(First::End) => Err("the container did not start".to_owned()),
+            Ok(First::Nothing) => Err("the container's VM hung".to_owned()),
             Err(error) => Err(format!("ctr run: {error}")),
         };
         if found.is_err() {

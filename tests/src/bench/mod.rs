@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Figures, for `make bench`: what a cold start, an exec and a byte of output take and
-//! where, beside runc and QEMU, and what a running container costs in memory and to be given
-//! more. Nothing here is asserted.
+//! where, beside runc and QEMU, what a container's network costs, and what a running container
+//! costs in memory and to be given more. Nothing here is asserted.
 //!
 //! Under `tests/lab/run --icount` the clock counts instructions, 1 ns each, on one CPU: the
 //! figures repeat from machine to machine. So nothing polls while something is measured:
@@ -12,6 +12,7 @@ pub mod container;
 pub mod exec;
 pub mod memory;
 pub mod microvm;
+pub mod network;
 pub mod report;
 pub mod resize;
 

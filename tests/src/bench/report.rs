@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::container::END;
 use super::exec::{BYTE, EXIT, OUTPUT};
 use super::memory::Memory;
+use super::network;
 use super::resize::STEP;
 use super::{Figure, Runs, figures};
 
@@ -32,6 +33,9 @@ pub struct Report {
     pub output_bytes: usize,
     /// husk by runc, of the medians.
     pub output_husk_to_runc: Option<f64>,
+    /// ns for [`network::BYTES`] bytes each way and [`network::REQUESTS`] requests, by runtime and
+    /// data path.
+    pub network: Table,
     /// ns from exec to exit of a VM by itself, by monitor.
     pub vm_alone: Table,
     /// ns from the request for a larger memory limit to its answer, by runtime.
@@ -125,6 +129,15 @@ impl std::fmt::Display for Report {
         }
         if let Some(ratio) = self.output_husk_to_runc {
             writeln!(f, "a byte of output, husk : runc = {ratio:.2}")?;
+        }
+        for (runtime, figures) in &self.network {
+            writeln!(f, "network with {runtime}, ns, of {} runs:", self.rounds)?;
+            for (name, figure) in figures {
+                let of = if name == network::REQUEST { network::REQUESTS } else { network::BYTES };
+                let [median, least, most] =
+                    [figure.median, figure.least, figure.most].map(|ns| ns as f64 / of as f64);
+                writeln!(f, "  {name:<20}{median:>12.2}          ({least:.2} to {most:.2})")?;
+            }
         }
         for (monitor, figures) in &self.vm_alone {
             writeln!(f, "guest alone under {monitor}, ms from exec to exit:")?;

@@ -3,16 +3,18 @@
 //! `make bench`: prints the figures and writes them as JSON.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use husk_tests::bench::container::Containerd;
 use husk_tests::bench::report::Report;
-use husk_tests::bench::{Runs, exec, memory, microvm, resize};
+use husk_tests::bench::{Runs, exec, memory, microvm, network, resize};
 use husk_tests::containerd::leftovers::pids_of;
+use husk_tests::containerd::network::{DataPath, bridged};
 
 const USAGE: &str = "usage: husk-bench [--rounds N] [--only PART] [--json FILE]
-parts: cold-starts, execs, output, resize, memory, alone";
+parts: cold-starts, execs, output, network, resize, memory, alone";
 
 const HUSK: &str = "io.containerd.husk.v2";
 const RUNTIMES: [(&str, &str); 2] = [("runc", "io.containerd.runc.v2"), ("husk", HUSK)];
@@ -20,10 +22,11 @@ const RUNTIMES: [(&str, &str); 2] = [("runc", "io.containerd.runc.v2"), ("husk",
 const COLD_STARTS: &str = "cold-starts";
 const EXECS: &str = "execs";
 const OUTPUT: &str = "output";
+const NETWORK: &str = "network";
 const RESIZE: &str = "resize";
 const MEMORY: &str = "memory";
 const ALONE: &str = "alone";
-const PARTS: [&str; 6] = [COLD_STARTS, EXECS, OUTPUT, RESIZE, MEMORY, ALONE];
+const PARTS: [&str; 7] = [COLD_STARTS, EXECS, OUTPUT, NETWORK, RESIZE, MEMORY, ALONE];
 
 struct Options {
     rounds: u32,
@@ -107,6 +110,22 @@ fn measure(options: &Options) -> Result<Report, String> {
             report.take(format!("output with {name}"), runs, |r| &mut r.output, name);
         });
     }
+    let [own, kernel] = DataPath::of_husk();
+    let networks = [
+        ("runc", RUNTIMES[0].1, Vec::new()),
+        ("husk, its own path", HUSK, own.husk_flags()),
+        ("husk, vhost-net", HUSK, kernel.husk_flags()),
+    ];
+    for (name, runtime, flags) in networks {
+        options.part(NETWORK, name, || {
+            let look = || network_of(&containerd, runtime, &flags, rounds);
+            let runs = look().or_else(|error| {
+                eprintln!("husk-bench: once more: {error}");
+                look()
+            });
+            report.take(format!("network with {name}"), runs, |r| &mut r.network, name);
+        });
+    }
     options.part(RESIZE, "husk", || {
         let grow = || resize::grow(containerd.directory(), Containerd::IDLE, rounds);
         let runs = containerd.beside_idle(HUSK, grow);
@@ -129,6 +148,23 @@ fn measure(options: &Options) -> Result<Report, String> {
     }
     report.complete();
     Ok(report)
+}
+
+/// The network of a container that has a namespace as CNI's plugins make it.
+fn network_of(
+    containerd: &Containerd,
+    runtime: &str,
+    flags: &[String],
+    rounds: u32,
+) -> Result<Runs, String> {
+    let netns = bridged("husk-bench");
+    let program = husk_tests::program("husk-test-net").display().to_string();
+    let mount = format!("type=bind,src={program},dst=/husk-test-net,options=bind:ro");
+    let mut all = vec!["--with-ns".to_owned(), netns.flag(), "--mount".to_owned(), mount];
+    all.extend_from_slice(flags);
+    let server = SocketAddr::from(([10, 88, 0, 2], 7));
+    let command = ["/husk-test-net", "serve", "7"];
+    containerd.beside(runtime, &all, &command, || network::traffic(server, rounds))
 }
 
 fn husk_memory() -> Result<Vec<(String, memory::Memory)>, String> {
