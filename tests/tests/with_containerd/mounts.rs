@@ -72,6 +72,54 @@ fn missing_source() {
     });
 }
 
+/// A limit of the host's kernel that is as it was when this goes.
+struct Limit(String, String);
+
+impl Limit {
+    fn set(path: String, value: &str) -> Limit {
+        let before = fs::read_to_string(&path).expect("read a limit");
+        fs::write(&path, value).expect("set a limit");
+        Limit(path, before)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        fs::write(&self.0, &self.1).expect("set a limit back");
+    }
+}
+
+#[test]
+fn out_of_watches() {
+    husk_case(
+        "without inotify instances or watches on the host read-only files are there, and the log says once that nobody is told of changes, and what to raise",
+        |lab| {
+            let directory = husk_tests::temporary("husk-watches");
+            let mounts = ["one", "two"].map(|name| {
+                let path = directory.path().join(name);
+                fs::write(&path, name).expect("write");
+                format!("type=bind,src={},dst=/etc/{name},options=rbind:ro", path.display())
+            });
+            let flags = ["--mount", &mounts[0], "--mount", &mounts[1]];
+            let source = directory.path().join("one").display().to_string();
+            for (id, limit) in
+                [("no-instance", "max_user_instances"), ("no-watch", "max_user_watches")]
+            {
+                let none_left = Limit::set(format!("/proc/sys/fs/inotify/{limit}"), "0");
+                let said = lab.run(&flags, id, &["cat", "/etc/one", "/etc/two"]).ended(0).text();
+                assert_eq!(said, "onetwo");
+                drop(none_left);
+                let (log, advice) = (lab.log(), format!("raise fs.inotify.{limit}"));
+                let lines: Vec<_> = log.lines().filter(|line| line.contains(&advice)).collect();
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                for part in [id, "level=warning", &source] {
+                    assert!(lines[0].contains(part), "{part} in {}", lines[0]);
+                }
+            }
+        },
+    );
+}
+
 /// A directory of the host with a mount in it, which goes when this does.
 struct Below(std::path::PathBuf);
 
