@@ -182,7 +182,6 @@ fn kinds_of_mounts() {
                 bind("/b/tree", &["rbind"]),
                 bind("/b/fixed", &["rbind", "ro"]),
                 bind("/b/all-fixed", &["rbind", "rro"]),
-                bind("/b/shared", &["rbind", "rshared"]),
                 bind("/b/private", &["rbind", "rprivate"]),
                 bind("/b/unbindable", &["bind", "unbindable"]),
                 bind("/b/noexec", &["bind", "noexec", "nodev", "nosuid"]),
@@ -235,9 +234,9 @@ fn kinds_of_mounts() {
             ("rbind, ro: the mounts below", &fixed_below, if lab.is_husk() { refused_below } else { "written" }),
             ("rbind, rro: all read-only", &format!("cat /b/all-fixed/below/file; echo; ({all}); {all_below}"),
                 &("below ".to_owned() + &refused("/b/all-fixed/new") + &refused("/b/all-fixed/below/new"))),
-            ("propagation: shared, private, unbindable", "for kind in shared private unbindable; do \
+            ("propagation: private, unbindable", "for kind in private unbindable; do \
                  grep \" /b/$kind \" /proc/self/mountinfo | cut -d' ' -f7 | cut -d: -f1; done",
-                "shared - unbindable"),
+                "- unbindable"),
             ("bind: noexec holds, and so do nodev and nosuid", "cp /bin/busybox /b/noexec/; /b/noexec/busybox true; rm /b/noexec/busybox; \
                  awk '$5 == \"/b/noexec\" { print $6 }' /proc/self/mountinfo | cut -d, -f1-4",
                 "sh: /b/noexec/busybox: Permission denied rw,nosuid,nodev,noexec"),
