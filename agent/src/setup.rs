@@ -83,7 +83,11 @@ fn mount_share(share: &Share) -> Result<()> {
         return Err(Error::invalid(format!("cannot mount share {tag:?} on {path:?}")));
     }
     std::fs::create_dir_all(path).doing(format!("create {path}"))?;
-    let flags = MsFlags::empty();
-    mount(Some(tag.as_str()), path.as_str(), Some("virtiofs"), flags, None::<&str>)
-        .doing(format!("mount the share {tag:?} on {path}"))
+    let (flags, none) = (MsFlags::empty(), None::<&str>);
+    mount(Some(tag.as_str()), path.as_str(), Some("virtiofs"), flags, none)
+        .doing(format!("mount the share {tag:?} on {path}"))?;
+    // And so are the volumes in it, which are mounts of their own: what one container mounts
+    // in one reaches others, if both ask for that (mount propagation).
+    mount(none, path.as_str(), none, MsFlags::MS_SHARED, none)
+        .doing(format!("share what is mounted in {path}"))
 }

@@ -313,6 +313,12 @@ impl Sandbox {
         share.add(container, rootfs, binds)
     }
 
+    /// Why the host's changes of a shared source are not told to the guest: the first of the
+    /// pod, once.
+    pub fn unwatched(&self) -> Option<Error> {
+        self.files().as_ref().and_then(|files| files.share.volumes().failure())
+    }
+
     /// A port for one stream of a process, from the guest to the host.
     pub fn expect_stream(&self) -> Expected {
         self.streams.expect()

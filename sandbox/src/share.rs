@@ -198,9 +198,7 @@ impl Bind {
         *bound = true;
         if source.read_only {
             let path = format!("{BINDS}/{}", self.number);
-            // Too many of these in one pod, or on the host (fs.inotify): the files are there
-            // all the same, and nobody is told when they change.
-            if let Ok(watch) = self.share.volumes.watch(&source.source, &path) {
+            if let Some(watch) = self.share.volumes.watch(&source.source, &path) {
                 let _ = self.watch.set(watch);
             }
         }

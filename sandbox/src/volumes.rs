@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -26,13 +25,14 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 use crate::agent::{Agent, done};
+use crate::error::Error;
 use crate::reactor;
 
 /// Changes come in bursts; the guest is told of one that is over. Also how often it is told at
 /// most, whatever somebody does to the files.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Most sources that are watched in a pod.
+/// Most files and directories that are watched in a pod.
 const MAX_WATCHES: usize = 256;
 
 /// Most names of a directory that the guest is told at a time; of more it is told that the
@@ -55,14 +55,48 @@ struct State {
     inotify: Option<Inotify>,
     /// The sources of a watch: paths to the same file have one watch in common.
     watches: HashMap<WatchDescriptor, Vec<String>>,
+    failure: Failure,
+}
+
+/// Of a watch. The first of a pod says what is to be said of all.
+#[derive(Debug, Default)]
+enum Failure {
+    #[default]
+    None,
+    Untold(Error),
+    Told,
 }
 
 impl Volumes {
-    /// Watches what is at `source`, which the guest finds at `path` of the share.
-    pub fn watch(&self, source: &Path, path: &str) -> io::Result<Watch> {
+    /// Watches what is at `source`, which the guest finds at `path` of the share. Without a
+    /// watch the files are there all the same, and [`Volumes::failure`] tells why.
+    pub fn watch(&self, source: &Path, path: &str) -> Option<Watch> {
         let mut state = self.state();
+        let watched = self.try_watch(&mut state, source, path);
+        if let (Err(why), Failure::None) = (&watched, &state.failure) {
+            state.failure = Failure::Untold(Error::internal(format!(
+                "programs that watch {} (inotify) are not told when the host changes it: {why}",
+                source.display()
+            )));
+        }
+        watched.ok()
+    }
+
+    /// Why a source is not watched: the first failure of the pod, once.
+    pub fn failure(&self) -> Option<Error> {
+        let mut state = self.state();
+        match std::mem::replace(&mut state.failure, Failure::Told) {
+            Failure::Untold(error) => Some(error),
+            before => {
+                state.failure = before;
+                None
+            }
+        }
+    }
+
+    fn try_watch(&self, state: &mut State, source: &Path, path: &str) -> Result<Watch, String> {
         if state.watches.len() >= MAX_WATCHES {
-            return Err(io::Error::other(format!("a pod has {MAX_WATCHES} watches at most")));
+            return Err(format!("a pod has {MAX_WATCHES} watches at most; give it fewer volumes"));
         }
         let flags = AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_ATTRIB
@@ -74,12 +108,18 @@ impl Volumes {
             Some(inotify) => inotify,
             None => {
                 let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
-                let inotify = Inotify::init(flags)?;
+                let inotify = Inotify::init(flags).map_err(|errno| match errno {
+                    Errno::EMFILE => format!("{errno}; raise fs.inotify.max_user_instances"),
+                    _ => errno.to_string(),
+                })?;
                 self.begun.notify_one();
                 state.inotify.insert(inotify)
             }
         };
-        let descriptor = inotify.add_watch(source, flags)?;
+        let descriptor = inotify.add_watch(source, flags).map_err(|errno| match errno {
+            Errno::ENOSPC => format!("{errno}; raise fs.inotify.max_user_watches"),
+            _ => errno.to_string(),
+        })?;
         state.watches.entry(descriptor).or_default().push(path.to_owned());
         Ok(Watch { descriptor, path: path.to_owned() })
     }
@@ -270,7 +310,10 @@ mod tests {
         for n in 0..=MAX_WATCHES {
             let file = dir.path().join(n.to_string());
             fs::write(&file, "").expect("file");
-            assert_eq!(volumes.watch(&file, "x").is_ok(), n < MAX_WATCHES);
+            assert_eq!(volumes.watch(&file, "x").is_some(), n < MAX_WATCHES);
+            assert_eq!(volumes.failure().is_some(), n == MAX_WATCHES);
         }
+        assert!(volumes.watch(dir.path(), "y").is_none());
+        assert!(volumes.failure().is_none(), "it is said once");
     }
 }

@@ -212,6 +212,9 @@ async fn mount(
                 false => Some(mount_rootfs(&sandbox, &mounts, &rootfs)?),
             };
             let shared = sandbox.share_container(&container.id, &rootfs, &binds)?;
+            if let Some(error) = sandbox.unwatched() {
+                log::warn(&format!("container {}: {error}", container.id));
+            }
             Ok((mounted, shared))
         };
         // In this order: if nobody waits for them any more, what was made is undone first.

@@ -18,6 +18,9 @@ const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 /// Where shared memory is, in a container and in the guest.
 pub const SHARED_MEMORY: &str = "/dev/shm";
 
+/// The words for it, without their recursive forms. An unbindable mount is private, too.
+const PROPAGATION: [&str; 4] = ["private", "slave", "shared", "unbindable"];
+
 /// Host trees whose bind means the kernel's own files: the guest's are used, not shared.
 const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
@@ -60,14 +63,23 @@ impl Mount {
         let mapped = ["uidMappings", "gidMappings"].iter().any(|name| {
             self.rest.get(*name).and_then(Value::as_array).is_some_and(|list| !list.is_empty())
         });
-        match mapped || self.options.iter().any(|option| option == "idmap" || option == "ridmap") {
-            false => Ok(()),
-            true => Err(Error::invalid(format!(
+        if mapped || self.has("idmap") || self.has("ridmap") {
+            return Err(Error::invalid(format!(
                 "the mount on {} has ID mappings, which husk cannot do; use a directory that \
                  belongs to the users of the container",
                 self.destination
-            ))),
+            )));
         }
+        let is_hosts = self.bind_source().is_some_and(|bind| !bind.is_in_empty_dir());
+        if is_hosts && self.propagation() == Some("shared") {
+            return Err(Error::invalid(format!(
+                "what is mounted below {} would have to appear on the host (rshared, \
+                 Bidirectional), and a VM cannot mount there; use HostToContainer (rslave), or \
+                 run the pod without a VM",
+                self.destination
+            )));
+        }
+        Ok(())
     }
 
     /// Whether it is the shared memory that CRI makes for a pod: `.../<pod>/.../shm`.
@@ -117,6 +129,13 @@ impl Mount {
         word.unwrap_or(false)
     }
 
+    /// How mounts spread from and to others: the last word on it, without the `r` of those
+    /// that mean the mounts below, too.
+    fn propagation(&self) -> Option<&str> {
+        let words = self.options.iter().rev();
+        words.map(|word| word.strip_prefix('r').unwrap_or(word)).find(|w| PROPAGATION.contains(w))
+    }
+
     /// A node like the block device of the host that it binds, if it does, and whether it is
     /// to be read-only.
     pub fn block_device(&self) -> Option<(Device, bool)> {
@@ -134,8 +153,7 @@ impl Mount {
             return None;
         }
         // What nothing is said of is the root's slave, and so the host's.
-        let private = ["private", "rprivate", "unbindable", "runbindable"];
-        let follows = !private.into_iter().any(|name| self.has(name));
+        let follows = matches!(self.propagation(), None | Some("slave" | "shared"));
         let read_only = self.is_read_only();
         let bind = BindSource { source, recursive: self.has("rbind"), read_only, follows };
         // What the pod has to itself it may write to anyhow; and containers that see a

@@ -174,6 +174,7 @@ fn what_no_guest_can_do_is_refused_by_its_name() {
     let sda = json!({"type": "b", "path": "/dev/sda", "major": 8, "minor": 0});
     let other = json!({"allow": true, "type": "b", "major": 8, "minor": 1, "access": "rwm"});
     let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    let bind = |source: &str, options: &[&str]| json!({"mounts": [{"destination": "/m", "type": "bind", "source": source, "options": options}]});
     for (spec, part) in [
         (json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}), "SCMP_ACT_NOTIFY"),
         (
@@ -192,6 +193,8 @@ fn what_no_guest_can_do_is_refused_by_its_name() {
             "/m",
         ),
         (json!({"mounts": [{"destination": "/n", "options": ["bind", "ridmap"]}]}), "/n"),
+        (bind("/srv/plugins", &["rslave", "rshared"]), "Bidirectional"),
+        (bind("/srv/plugins", &["shared"]), "HostToContainer"),
         (json!({"hooks": {"poststop": [{"path": "x"}]}}), "poststop"),
     ] {
         let error =
@@ -204,7 +207,15 @@ fn what_no_guest_can_do_is_refused_by_its_name() {
         "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO",
             "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW"}]}, "intelRdt": {}},
     });
-    Spec::parse(fine.to_string().as_bytes()).expect("spec").check().expect("fine");
+    let own = "/pods/p/volumes/kubernetes.io~empty-dir/v";
+    for fine in [
+        fine,
+        bind("/srv/plugins", &["rshared", "rslave"]),
+        bind(own, &["rshared"]),
+        bind("/sys/fs/bpf", &["rshared"]),
+    ] {
+        Spec::parse(fine.to_string().as_bytes()).expect("spec").check().expect("fine");
+    }
 }
 
 #[test]

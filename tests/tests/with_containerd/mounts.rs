@@ -72,6 +72,54 @@ fn missing_source() {
     });
 }
 
+/// A limit of the host's kernel that is as it was when this goes.
+struct Limit(String, String);
+
+impl Limit {
+    fn set(path: String, value: &str) -> Limit {
+        let before = fs::read_to_string(&path).expect("read a limit");
+        fs::write(&path, value).expect("set a limit");
+        Limit(path, before)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        fs::write(&self.0, &self.1).expect("set a limit back");
+    }
+}
+
+#[test]
+fn out_of_watches() {
+    husk_case(
+        "without inotify instances or watches on the host read-only files are there, and the log says once that nobody is told of changes, and what to raise",
+        |lab| {
+            let directory = husk_tests::temporary("husk-watches");
+            let mounts = ["one", "two"].map(|name| {
+                let path = directory.path().join(name);
+                fs::write(&path, name).expect("write");
+                format!("type=bind,src={},dst=/etc/{name},options=rbind:ro", path.display())
+            });
+            let flags = ["--mount", &mounts[0], "--mount", &mounts[1]];
+            let source = directory.path().join("one").display().to_string();
+            for (id, limit) in
+                [("no-instance", "max_user_instances"), ("no-watch", "max_user_watches")]
+            {
+                let none_left = Limit::set(format!("/proc/sys/fs/inotify/{limit}"), "0");
+                let said = lab.run(&flags, id, &["cat", "/etc/one", "/etc/two"]).ended(0).text();
+                assert_eq!(said, "onetwo");
+                drop(none_left);
+                let (log, advice) = (lab.log(), format!("raise fs.inotify.{limit}"));
+                let lines: Vec<_> = log.lines().filter(|line| line.contains(&advice)).collect();
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                for part in [id, "level=warning", &source] {
+                    assert!(lines[0].contains(part), "{part} in {}", lines[0]);
+                }
+            }
+        },
+    );
+}
+
 /// A directory of the host with a mount in it, which goes when this does.
 struct Below(std::path::PathBuf);
 
@@ -134,7 +182,6 @@ fn kinds_of_mounts() {
                 bind("/b/tree", &["rbind"]),
                 bind("/b/fixed", &["rbind", "ro"]),
                 bind("/b/all-fixed", &["rbind", "rro"]),
-                bind("/b/shared", &["rbind", "rshared"]),
                 bind("/b/private", &["rbind", "rprivate"]),
                 bind("/b/unbindable", &["bind", "unbindable"]),
                 bind("/b/noexec", &["bind", "noexec", "nodev", "nosuid"]),
@@ -187,9 +234,9 @@ fn kinds_of_mounts() {
             ("rbind, ro: the mounts below", &fixed_below, if lab.is_husk() { refused_below } else { "written" }),
             ("rbind, rro: all read-only", &format!("cat /b/all-fixed/below/file; echo; ({all}); {all_below}"),
                 &("below ".to_owned() + &refused("/b/all-fixed/new") + &refused("/b/all-fixed/below/new"))),
-            ("propagation: shared, private, unbindable", "for kind in shared private unbindable; do \
+            ("propagation: private, unbindable", "for kind in private unbindable; do \
                  grep \" /b/$kind \" /proc/self/mountinfo | cut -d' ' -f7 | cut -d: -f1; done",
-                "shared - unbindable"),
+                "- unbindable"),
             ("bind: noexec holds, and so do nodev and nosuid", "cp /bin/busybox /b/noexec/; /b/noexec/busybox true; rm /b/noexec/busybox; \
                  awk '$5 == \"/b/noexec\" { print $6 }' /proc/self/mountinfo | cut -d, -f1-4",
                 "sh: /b/noexec/busybox: Permission denied rw,nosuid,nodev,noexec"),

@@ -2,7 +2,11 @@
 
 //! One container, started and ended.
 
-use husk_tests::containerd::case;
+use std::path::Path;
+use std::process::Command;
+
+use husk_tests::containerd::process::Running;
+use husk_tests::containerd::{case, husk_case};
 
 #[test]
 fn exit_codes() {
@@ -65,5 +69,27 @@ fn start_again() {
         assert_eq!(lab.ctr(&words).ended(0).text(), "first");
         assert_eq!(lab.ctr(&["tasks", "start", "again"]).ended(0).text(), "second");
         lab.ctr(&["containers", "rm", "again"]).ended(0);
+    });
+}
+
+#[test]
+fn demo() {
+    husk_case("what `make run` shows: another kernel than the host's, a limit, a PID 1", |lab| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/demo");
+        let demo = Running::start(Command::new(script).env("HUSK_DEMO_RUNTIME", lab.runtime()));
+        let said = demo.wait().ended(0).text();
+        let value = |name: &str| {
+            let line = said.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no '{name}' in:\n{said}")).trim().to_owned()
+        };
+        let (host, guest) = (value("host kernel:"), value("guest kernel:"));
+        assert!(
+            host.starts_with("Linux ") && guest.starts_with("Linux ") && host != guest,
+            "{said}"
+        );
+        assert_eq!(value("greeting:"), "Hello from a container in a microVM");
+        assert_eq!(value("memory limit:"), "67108864 bytes");
+        let (_, processes) = said.split_once("as PID 1 sees them:").expect("a list of processes");
+        assert!(processes.lines().any(|line| line.trim().starts_with("1 root ")), "{said}");
     });
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use husk_tests::cri::api::{self, MountPropagation};
-use husk_tests::cri::container::mount;
+use husk_tests::cri::container::{mount, security};
 use husk_tests::cri::{Cri, case, husk_case};
 use husk_tests::program;
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -165,6 +165,79 @@ fn propagation() {
             assert_eq!(container.exec_sh("ls /private/late"), "");
             drop(late);
             container.until_sh("test ! -e /following/late/file");
+            pod.remove();
+        },
+    );
+}
+
+/// Containers of the pod may be privileged: Bidirectional is for those only.
+fn allow_privileged(config: &mut api::PodSandboxConfig) {
+    let linux = config.linux.mut_or_insert_default();
+    linux.security_context.mut_or_insert_default().privileged = true;
+}
+
+#[test]
+fn bidirectional_in_the_pod() {
+    case(
+        "what a container mounts below an emptyDir that is Bidirectional shows in another that follows it, and goes again",
+        |cri| {
+            let pod = cri.pod("mounting", allow_privileged);
+            let volume = Mounted::shared(pod.volume("v"));
+            let follower = |name, propagation| {
+                pod.start(name, &["sleep", "100000"], |config| {
+                    with_propagation(config, &volume.0, "/v", propagation)
+                })
+            };
+            let before = follower("before", MountPropagation::PROPAGATION_HOST_TO_CONTAINER);
+            let private = follower("private", MountPropagation::PROPAGATION_PRIVATE);
+            let mounter = pod.start("mounter", &["sleep", "100000"], |config| {
+                with_propagation(
+                    config,
+                    &volume.0,
+                    "/v",
+                    MountPropagation::PROPAGATION_BIDIRECTIONAL,
+                );
+                security(config).privileged = true;
+            });
+            mounter.exec_sh("mkdir /v/m; mount -t tmpfs m /v/m; echo mounted >/v/m/file");
+            let after = follower("after", MountPropagation::PROPAGATION_HOST_TO_CONTAINER);
+            for container in [&before, &after] {
+                assert_eq!(container.exec_sh("cat /v/m/file"), "mounted");
+            }
+            assert_eq!(private.exec_sh("ls /v/m"), "");
+            mounter.exec_sh("umount /v/m");
+            for container in [&before, &after] {
+                assert_eq!(container.exec_sh("ls /v/m"), "");
+            }
+            if cri.lab.is_husk() {
+                // What it leaves mounted is no obstacle to the end of the pod.
+                mounter.exec_sh("mount -t tmpfs m /v/m");
+            }
+            pod.remove();
+        },
+    );
+}
+
+#[test]
+fn bidirectional_to_the_host() {
+    husk_case(
+        "a path of the host that is Bidirectional is refused by its name, with what to do instead",
+        |cri: &Cri| {
+            let pod = cri.pod("plugging", allow_privileged);
+            let source = Mounted::shared(pod.log_path("plugins"));
+            let container = pod.create("main", &["true"], |config| {
+                with_propagation(
+                    config,
+                    &source.0,
+                    "/plugins",
+                    MountPropagation::PROPAGATION_BIDIRECTIONAL,
+                );
+                security(config).privileged = true;
+            });
+            let refused = container.try_start().expect_err("it cannot be started");
+            for part in ["below /plugins", "Bidirectional", "HostToContainer"] {
+                assert!(refused.message.contains(part), "{refused}");
+            }
             pod.remove();
         },
     );
