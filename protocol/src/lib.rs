@@ -32,6 +32,9 @@ pub const HUGE_PAGES_PATH: &str = "/run/husk/huge-pages";
 
 /// What the guest does in the share to wake those who watch a file there, and the server of
 /// the share takes for no change: renaming this name, which leads to an empty file in every
-/// directory, to that of a file; and setting a time of change in this second.
+/// directory, to that of a file; and setting a time of change in this second. Each look at
+/// the third shows another file that the guest knows from below the same mount and that the
+/// host has deleted, until it has shown all.
 pub const WAKE_NAME: &str = ".husk-wake";
 pub const WAKE_SECOND: i64 = -0x6875_736b_6875_736b;
+pub const GONE_NAME: &str = ".husk-gone";

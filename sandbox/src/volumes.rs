@@ -211,15 +211,19 @@ fn note(changed: &mut Changed, mask: AddWatchFlags, name: Option<&OsStr>) {
     };
     let is_new = changed.replaced.iter().any(|known| known == name);
     if !is_new || mask.intersects(gone | came) {
-        changed.replaced.retain(|known| known != name);
-        changed.modified.retain(|known| known != name);
+        for names in [&mut changed.replaced, &mut changed.modified, &mut changed.removed] {
+            names.retain(|known| known != name);
+        }
     } else {
         // It is read when it is found.
         return;
     }
-    let full = changed.replaced.len() + changed.modified.len() >= MAX_NAMES;
+    let known = [&changed.replaced, &changed.modified, &changed.removed];
+    let full = known.iter().map(|names| names.len()).sum::<usize>() >= MAX_NAMES;
+    changed.itself |= full || mask.intersects(gone);
     match () {
-        () if full || mask.intersects(gone) => changed.itself = true,
+        () if full => {}
+        () if mask.intersects(gone) => changed.removed.push(name.to_vec()),
         () if mask.intersects(came) => changed.replaced.push(name.to_vec()),
         () => changed.modified.push(name.to_vec()),
     }
@@ -247,6 +251,7 @@ mod tests {
         use husk_vmm::virtio::fs;
         assert_eq!(husk_protocol::WAKE_NAME.as_bytes(), fs::WAKE_NAME);
         assert_eq!(husk_protocol::WAKE_SECOND, fs::WAKE_SECOND);
+        assert_eq!(husk_protocol::GONE_NAME.as_bytes(), fs::GONE_NAME);
     }
 
     #[test]
@@ -269,6 +274,7 @@ mod tests {
         assert_eq!(changed.len(), 2);
         assert_eq!((&*changed[0].path, &*changed[1].path), (".binds/1", ".binds/2"));
         assert_eq!(names(&changed[0].replaced), ["..2", "..data"]);
+        assert_eq!(names(&changed[0].removed), ["..data_tmp", "..1"]);
         assert!(changed[0].modified.is_empty() && changed[0].itself);
 
         volumes.unwatch(&again);

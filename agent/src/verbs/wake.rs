@@ -4,7 +4,8 @@
 //! host has changed them. It does so for changes that are made here; these are such that the
 //! server of the share takes them for none (`WAKE_NAME`). A file that has come is renamed
 //! into its place (IN_MOVED_TO), one with new contents is touched (IN_MODIFY), and so is a
-//! directory (IN_ATTRIB). A child does all that, for the server may have to wait for a disk.
+//! directory (IN_ATTRIB). Of files that are deleted it is made to see that (IN_DELETE_SELF).
+//! A child does all that, for the server may have to wait for a disk.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -12,9 +13,9 @@ use std::path::Path;
 
 use husk_protocol::agent::response::Result as Outcome;
 use husk_protocol::agent::{Changed, Wake};
-use husk_protocol::{SHARE_PATH, WAKE_NAME, WAKE_SECOND};
+use husk_protocol::{GONE_NAME, SHARE_PATH, WAKE_NAME, WAKE_SECOND};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fstat, openat,
+    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fstat, mkdirat, openat,
     renameat, statat, utimensat,
 };
 use rustix::io::Errno;
@@ -22,6 +23,9 @@ use rustix::io::Errno;
 use crate::engine::wait;
 use crate::error::Result;
 use crate::verbs::done;
+
+/// Most files that are found to be deleted at a time.
+const MAX_GONE: usize = 4096;
 
 pub async fn wake(request: &Wake) -> Result<Outcome> {
     wait::apart(|| {
@@ -54,7 +58,25 @@ fn tell_at(path: &Path, changed: &Changed) -> rustix::io::Result<()> {
     if changed.itself || kind != FileType::Directory {
         touch(CWD, path.as_os_str().as_bytes())?;
     }
+    if kind == FileType::Directory {
+        forget(at, changed);
+    }
     Ok(())
+}
+
+/// Has the kernel let go of what the host has deleted. Those who watch a file are told of its
+/// end when it is known to have no links and the last name of it goes.
+fn forget(at: BorrowedFd, changed: &Changed) {
+    // Another file may have its name.
+    if changed.itself || !changed.replaced.is_empty() {
+        let look = || statat(at, GONE_NAME, AtFlags::SYMLINK_NOFOLLOW);
+        (0..MAX_GONE).take_while(|_| look().is_ok()).for_each(drop);
+    }
+    for name in &changed.removed {
+        // Whatever is to be made new is looked up anew, and what was below is dropped. Then it
+        // fails, for the directory is read-only.
+        let _ = mkdirat(at, name, Mode::empty());
+    }
 }
 
 /// What comes may go again at once; and nobody waits for that.

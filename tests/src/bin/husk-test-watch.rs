@@ -29,12 +29,18 @@ fn watch(path: &str, file: &str) -> nix::Result<std::convert::Infallible> {
         (AddWatchFlags::IN_CREATE, "create"),
         (AddWatchFlags::IN_DELETE, "delete"),
         (AddWatchFlags::IN_MOVED_TO, "moved-to"),
+        (AddWatchFlags::IN_DELETE_SELF, "delete-self"),
     ];
+    let wanted = known.iter().fold(AddWatchFlags::empty(), |all, k| all | k.0);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-    inotify.add_watch(path, known.iter().fold(AddWatchFlags::empty(), |all, k| all | k.0))?;
+    inotify.add_watch(path, wanted)?;
     println!("watching");
     loop {
         for event in inotify.read_events()? {
+            if event.mask.contains(AddWatchFlags::IN_DELETE_SELF) {
+                // Another file has its name.
+                inotify.add_watch(path, wanted)?;
+            }
             let name = event.name.unwrap_or_default();
             let text = std::fs::read_to_string(file).unwrap_or_default();
             let kinds = known.iter().filter(|(flag, _)| event.mask.contains(*flag));

@@ -64,6 +64,28 @@ fn config_map() {
 }
 
 #[test]
+fn watched_by_the_file() {
+    case(
+        "who watches a ConfigMap's file and not its directory is told of the end of that file by each update, and finds the new one",
+        |cri| {
+            let pod = cri.pod("reloading", |_| {});
+            let volume = pod.volume_of("kubernetes.io~secret", "s");
+            publish(&volume, "one");
+            let watcher = pod.start("main", &["/watch", "/config/key", "/config/key"], |config| {
+                mount(config, &program("husk-test-watch"), "/watch", true);
+                mount(config, &volume, "/config", true);
+            });
+            watcher.until_logged("watching");
+            for version in ["two", "thr"] {
+                publish(&volume, version);
+                watcher.until_logged(&format!("delete-self : {version}"));
+            }
+            pod.remove();
+        },
+    );
+}
+
+#[test]
 fn changed_in_place() {
     case(
         "who watches a file that the host writes in place is woken, by the directory and by the file itself",

@@ -38,12 +38,20 @@ struct Entry {
     inode: Arc<Inode>,
     /// How often the guest has been told of it, less how often it forgot.
     lookups: u64,
+    /// The guest has been shown that it is deleted.
+    gone: bool,
+}
+
+impl Entry {
+    fn new(inode: Inode) -> Entry {
+        Entry { inode: Arc::new(inode), lookups: 1, gone: false }
+    }
 }
 
 impl Inodes {
     pub fn new(root: Inode) -> Inodes {
         let by_identity = HashMap::from([(root.identity, ROOT_ID)]);
-        let by_number = HashMap::from([(ROOT_ID, Entry { inode: Arc::new(root), lookups: 1 })]);
+        let by_number = HashMap::from([(ROOT_ID, Entry::new(root))]);
         let max = (descriptors() / 2).min(MAX_INODES);
         Inodes { by_number, by_identity, next: ROOT_ID + 1, max }
     }
@@ -66,8 +74,28 @@ impl Inodes {
         let number = self.next;
         self.next += 1;
         self.by_identity.insert(inode.identity, number);
-        self.by_number.insert(number, Entry { inode: Arc::new(inode), lookups: 1 });
+        self.by_number.insert(number, Entry::new(inode));
         Ok(number)
+    }
+
+    /// Regular files of a mount which are not known to be deleted, `max` at most.
+    pub fn files_of(&self, mount: u64, max: usize) -> Vec<(u64, Arc<Inode>)> {
+        let entries = self.by_number.iter().filter(|(_, entry)| {
+            let Inode { identity, kind, .. } = &*entry.inode;
+            identity.mount == mount && *kind == FileType::RegularFile && !entry.gone
+        });
+        entries.take(max).map(|(&number, entry)| (number, entry.inode.clone())).collect()
+    }
+
+    /// Counts a lookup that shows the guest that an inode is deleted; false if it has had
+    /// one, or has forgotten the inode.
+    pub fn show_gone(&mut self, number: u64) -> bool {
+        let Some(entry) = self.by_number.get_mut(&number).filter(|entry| !entry.gone) else {
+            return false;
+        };
+        entry.gone = true;
+        entry.lookups += 1;
+        true
     }
 
     pub fn forget(&mut self, number: u64, count: u64) {

@@ -29,7 +29,7 @@ use super::{Activation, TYPE_FS, VirtioDevice};
 use crate::config::MAX_TAG;
 use server::Device;
 use tree::Anchor;
-pub use tree::{WAKE_NAME, WAKE_SECOND};
+pub use tree::{GONE_NAME, WAKE_NAME, WAKE_SECOND};
 
 /// The high-priority queue, for requests without reply, and one request queue. Linux sends as many pages with one request as
 /// the queue has entries, less four.

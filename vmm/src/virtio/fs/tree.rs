@@ -16,7 +16,7 @@ mod wake;
 mod xattrs;
 
 pub use files::Place;
-pub use wake::{NAME as WAKE_NAME, SECOND as WAKE_SECOND};
+pub use wake::{GONE as GONE_NAME, NAME as WAKE_NAME, SECOND as WAKE_SECOND};
 
 use std::ffi::CStr;
 use std::fs::File;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The two changes that are none.
+//! The two changes that are none, and files that are no more.
 
 use super::*;
-use crate::virtio::fs::{WAKE_NAME, WAKE_SECOND};
+use crate::virtio::fs::{GONE_NAME, WAKE_NAME, WAKE_SECOND};
 use fuse_backend_rs::abi::fuse_abi::SetattrIn;
 use fuse_backend_rs::api::filesystem::SetattrValid;
 
@@ -52,4 +52,37 @@ fn the_second_that_no_file_has_is_not_set_and_makes_the_guest_doubt_its_pages() 
         (before.mtime_nsec(), before.ctime_nsec()),
         (after.mtime_nsec(), after.ctime_nsec())
     );
+}
+
+#[test]
+fn files_that_the_host_has_deleted_are_shown_once_each() {
+    let mut guest = Guest::new();
+    let gone = std::str::from_utf8(GONE_NAME).expect("text");
+    fs::create_dir(guest.path("old")).expect("directory");
+    for name in ["old/one", "old/two", "old/linked", "kept", "unknown"] {
+        fs::write(guest.path(name), "x").expect("write");
+    }
+    fs::hard_link(guest.path("old/linked"), guest.path("link")).expect("link");
+    let old = guest.lookup(ROOT_ID, "old").expect("lookup").nodeid;
+    let known =
+        ["one", "two", "linked"].map(|name| guest.lookup(old, name).expect("lookup").nodeid);
+    guest.lookup(ROOT_ID, "kept").expect("lookup");
+    assert_eq!(guest.lookup(ROOT_ID, gone).err(), Some(libc::ENOENT));
+    fs::remove_dir_all(guest.path("old")).expect("remove");
+    fs::remove_file(guest.path("unknown")).expect("remove");
+    let mut shown = [(); 2].map(|()| {
+        let entry = guest.lookup(ROOT_ID, gone).expect("a file");
+        assert_eq!((entry.attr.nlink, entry.attr.mode & libc::S_IFMT), (0, libc::S_IFREG));
+        assert_eq!((entry.entry_valid, entry.entry_valid_nsec, entry.attr_valid), (0, 0, 0));
+        entry.nodeid
+    });
+    shown.sort();
+    assert_eq!(shown, known[..2], "those that were known and have no name");
+    assert_eq!(guest.lookup(ROOT_ID, gone).err(), Some(libc::ENOENT));
+    // Each look was a lookup like others: one is left to forget.
+    guest.forget(known[0], 1);
+    guest.call(Opcode::Getattr, known[0], GetattrIn::default().as_slice()).expect("known");
+    guest.forget(known[0], 1);
+    let forgotten = guest.call(Opcode::Getattr, known[0], GetattrIn::default().as_slice());
+    assert_eq!(forgotten.err(), Some(libc::EBADF));
 }

@@ -32,6 +32,7 @@ impl FileSystem for Tree {
         let parent = self.parent(parent, name)?;
         match name.to_bytes() {
             wake::NAME => Ok(wake::entry()),
+            wake::GONE => self.look_up_gone(&parent),
             _ => self.look_up(&parent, name),
         }
     }
