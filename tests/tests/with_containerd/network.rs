@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use husk_tests::containerd::bundle::Bundle;
 use husk_tests::containerd::leftovers::pids_of;

@@ -179,12 +179,13 @@ impl VirtioDevice for Net {
         if features & CTRL_VQ == 0 {
             control = None;
         }
+        queues.truncate(2 * pairs);
         // The host deals frames to the first pair alone until the driver asks for more.
         for tap in &self.taps[1..] {
             let _ = tap.attach(false);
         }
         if !self.vhosts.is_empty() {
-            match self.hand_over(&queues[..2 * pairs], &ram, features) {
+            match self.hand_over(&queues, &ram, features) {
                 Ok(broken) => return self.stay_beside(queues, control, broken, fault),
                 Err(error) => self.take_back(&error)?,
             }
@@ -245,7 +246,7 @@ impl Net {
         fault: Fault,
     ) -> io::Result<()> {
         queues.iter().for_each(VirtQueue::is_by_kernel);
-        let taps = self.taps[1..queues.len() / 2].to_vec();
+        let taps = self.taps[..queues.len() / 2].to_vec();
         self.workers.push(Worker::spawn("net", Beside { control, taps, broken }, fault)?);
         Ok(())
     }

@@ -175,9 +175,9 @@ fn serve_control(
 /// What is left to do for a device whose pairs the host's kernel serves.
 pub struct Beside {
     pub control: Option<VirtQueue>,
-    /// Those of the other pairs.
+    /// Those of all pairs.
     pub taps: Vec<Arc<Tap>>,
-    /// Signalled by the kernel when a ring holds something that it cannot take.
+    /// Signalled by the kernel when it cannot go on with a queue.
     pub broken: EventFd,
 }
 
@@ -192,14 +192,18 @@ impl Serve for Beside {
 
     fn kicked(&mut self, _queue: usize, _poll: &Poll) -> io::Result<()> {
         let Beside { control: Some(queue), taps, .. } = self else { return Ok(()) };
-        serve_control(queue, taps.len(), |other, on| {
+        serve_control(queue, taps.len() - 1, |other, on| {
             // It fails if it is so already, or the tap is gone; then no frames come or go.
-            let _ = taps[other].attach(on);
+            let _ = taps[other + 1].attach(on);
         })
     }
 
-    /// As on our own path: the kernel would go on, and the guest's interface be dead.
-    fn ready(&mut self, _token: u64, _events: EventSet, _poll: &Poll) -> io::Result<()> {
+    fn ready(&mut self, _token: u64, _events: EventSet, poll: &Poll) -> io::Result<()> {
+        // What is sent to a tap that was deleted is an error, too, and not the driver's.
+        if self.taps.iter().any(|tap| tap.is_gone()) {
+            return poll.remove(self.broken.as_raw_fd());
+        }
+        // As on our own path: the kernel would go on, and the guest's interface be dead.
         Err(io::Error::other(
             "the driver broke a virtqueue, as vhost-net of the host's kernel says",
         ))

@@ -45,6 +45,11 @@ impl Tap {
         self.0.as_fd()
     }
 
+    /// Whether somebody has deleted it from under its descriptors.
+    pub fn is_gone(&self) -> bool {
+        self.flags().is_err()
+    }
+
     fn flags(&self) -> io::Result<libc::c_int> {
         let mut request = request(0);
         // SAFETY: TUNGETIFF writes one ifreq.
