@@ -55,8 +55,9 @@ impl Machine {
 
     async fn set_huge_pages(&self, pages: u64) -> Result<(), Error> {
         let verb = Verb::SetHugePages(SetHugePages { pages, ..Default::default() });
-        within_limit(async { done(self.agent.call(verb).await?) })
-            .await
+        // The guest may still boot, and gives up by itself.
+        let set = async { done(self.agent.call(verb).await?) };
+        set.await
             .map_err(|error| error.context(format!("the VM does not come to {pages} huge pages")))
     }
 
