@@ -68,6 +68,9 @@ impl Agent {
             Some(Verb::RemoveDisk(disk)) => reply.send(verbs::disk::remove(self, &disk).await),
             Some(Verb::Wake(wake)) => reply.send(verbs::wake::wake(&wake).await),
             Some(Verb::Dial(dial)) => reply.send(verbs::dial::dial(self, &dial).await),
+            Some(Verb::SetHugePages(pages)) => {
+                reply.send(verbs::huge_pages::set_huge_pages(self, &pages).await);
+            }
             Some(Verb::SetSize(size)) => reply.send(verbs::size::set_size(self, &size).await),
             _ => reply.send(Err(Error::new(
                 husk_protocol::agent::error::Code::UNIMPLEMENTED,

@@ -103,7 +103,10 @@ fn limits(resources: &LinuxResources, current: Current) -> Result<Vec<Limit>> {
     }
     for page in resources.hugepage_limits().iter().flatten() {
         let (size, limit) = (page.page_size(), number(page.limit()));
-        limits.push(Limit::new(format!("hugetlb.{size}.max"), &limit));
+        // None of a size that the kernel does not have is what there is.
+        let optional = page.limit() == 0;
+        let used = Limit::new(format!("hugetlb.{size}.max"), &limit);
+        limits.push(Limit { optional, ..used });
         // Pages that are promised count too. Kernels before 5.7 do not know.
         let promised = Limit::new(format!("hugetlb.{size}.rsvd.max"), limit);
         limits.push(Limit { optional: true, ..promised });

@@ -27,6 +27,9 @@ pub const SHARE_TAG: &str = "husk";
 /// Where the agent mounts it.
 pub const SHARE_PATH: &str = "/run/husk/share";
 
+/// Below it are the pod's volumes of huge pages, named by numbers.
+pub const HUGE_PAGES_PATH: &str = "/run/husk/huge-pages";
+
 /// What the guest does in the share to wake those who watch a file there, and the server of
 /// the share takes for no change: renaming this name, which leads to an empty file in every
 /// directory, to that of a file; and setting a time of change in this second.

@@ -21,6 +21,11 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// What a cgroup of version 2 hands down to the pods below it, where it has it.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// Where version 2 and version 1 limit huge pages of 2 MiB, from [`ROOT`] on: what is before
+/// the cgroup's path, and the file in it.
+const HUGE_PAGES: [(&str, &str); 2] =
+    [("", "hugetlb.2MB.max"), ("hugetlb", "hugetlb.2MB.limit_in_bytes")];
+
 /// How long a cgroup may take to lose processes that have been killed.
 const EMPTY_LIMIT: Duration = Duration::from_secs(1);
 
@@ -162,6 +167,21 @@ impl OomKills {
     }
 }
 
+/// Bytes in huge pages that a pod may use, by the cgroup above that of its first container: the
+/// kubelet writes there what its containers may use together. None without a limit.
+pub fn huge_pages_of_pod(cgroups_path: &str) -> Option<u64> {
+    huge_pages_above(Path::new(ROOT), cgroups_path)
+}
+
+fn huge_pages_above(root: &Path, cgroups_path: &str) -> Option<u64> {
+    let path = relative(cgroups_path).ok()??;
+    let limit = HUGE_PAGES.iter().find_map(|(hierarchy, file)| {
+        fs::read_to_string(root.join(hierarchy).join(path.parent()?).join(file)).ok()
+    })?;
+    // Version 1 has a number for no limit, too: as many pages as fit.
+    limit.trim().parse().ok().filter(|&bytes| bytes < 1 << 62)
+}
+
 fn oom_kills(file: &Path) -> u64 {
     let text = fs::read_to_string(file).unwrap_or_default();
     let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
@@ -283,6 +303,26 @@ mod tests {
             let error = relative(bad).expect_err(bad);
             assert!(error.message.contains(bad), "{error}");
         }
+    }
+
+    #[test]
+    fn the_limit_of_huge_pages_is_that_of_the_cgroup_above() {
+        let root = tempfile::tempdir().expect("directory");
+        let limit = |text: &str, file: &str| {
+            let file = root.path().join(file);
+            fs::create_dir_all(file.parent().expect("a directory")).expect("mkdir");
+            fs::write(file, text).expect("write");
+            huge_pages_above(root.path(), "/pods/pod1/c1")
+        };
+        assert_eq!(huge_pages_above(root.path(), "/pods/pod1/c1"), None);
+        assert_eq!(huge_pages_above(root.path(), ""), None);
+        let v1 = "hugetlb/pods/pod1/hugetlb.2MB.limit_in_bytes";
+        assert_eq!(limit("9223372036852678656\n", v1), None);
+        assert_eq!(limit("4194304\n", v1), Some(4 << 20));
+        let v2 = "pods/pod1/hugetlb.2MB.max";
+        assert_eq!(limit("max\n", v2), None);
+        assert_eq!(limit("0\n", v2), Some(0));
+        assert_eq!(limit("2097152\n", v2), Some(2 << 20));
     }
 
     #[test]

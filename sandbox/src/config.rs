@@ -149,7 +149,8 @@ impl Config {
         host_memory_mib: u64,
     ) -> Result<PodSettings, Error> {
         let least = Size { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib };
-        let mut size = Size::of(&spec.limits(), least, host_cpus, host_memory_mib);
+        let limits = spec.limits();
+        let mut size = Size::of(&limits, least, host_cpus, host_memory_mib);
         // What an annotation says stays.
         let (mut vcpus_stay, mut memory_stays) = (false, false);
         let mut kernel_args = self.vm.kernel_args.clone();
@@ -193,17 +194,22 @@ impl Config {
             }
         }
         let most_vcpus = host_cpus.min(MAX_VCPUS.into()).min(usize::from(size.vcpus) + MORE_VCPUS);
+        let most_memory_mib = if memory_stays { size.memory_mib } else { host_memory_mib };
         let growth = Growth {
             base: least,
             least: Size { vcpus: if vcpus_stay { size.vcpus } else { 1 }, ..size },
             most: Size {
                 vcpus: if vcpus_stay { size.vcpus } else { size.vcpus.max(most_vcpus as u8) },
-                memory_mib: match memory_stays {
-                    true => size.memory_mib,
-                    false => host_memory_mib.max(size.memory_mib),
-                },
+                memory_mib: most_memory_mib,
+            },
+            huge_pages: match spec.own_limits() {
+                Some(_) => 0,
+                None => limits.huge_pages.unwrap_or(0),
             },
         };
+        growth.check_huge_pages(&[limits])?;
+        let most = Size { memory_mib: most_memory_mib.max(size.memory_mib), ..growth.most };
+        let growth = Growth { most, ..growth };
         let kernel_args = kernel_args.trim().to_owned();
         Ok(PodSettings { size, growth, kernel_args, network, assets: self.assets()? })
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use husk_protocol::agent::{SetSize, request::Verb};
+use husk_protocol::agent::{SetHugePages, SetSize, request::Verb};
 use tokio::sync::{Mutex, oneshot};
 
 use crate::agent::{Agent, done};
@@ -24,12 +24,41 @@ pub struct Machine {
     agent: Agent,
     /// What the guest was last led to. Locked while it is.
     size: Mutex<Size>,
+    huge_pages: Mutex<u64>,
 }
 
 impl Machine {
     /// A VM that has this size now.
     pub fn new(vm: Vm, agent: Agent, size: Size) -> Machine {
-        Machine { vm, agent, size: Mutex::new(size) }
+        Machine { vm, agent, size: Mutex::new(size), huge_pages: Mutex::new(0) }
+    }
+
+    /// Has the guest keep so many huge pages or more. The memory has to be there.
+    pub async fn reserve_huge_pages(&self, wanted: u64) -> Result<(), Error> {
+        let mut pages = self.huge_pages.lock().await;
+        if wanted > *pages {
+            self.set_huge_pages(wanted).await?;
+            *pages = wanted;
+        }
+        Ok(())
+    }
+
+    /// Has the guest give up huge pages that are more than so many.
+    pub async fn release_huge_pages(&self, wanted: u64) -> Result<(), Error> {
+        let mut pages = self.huge_pages.lock().await;
+        if wanted < *pages {
+            self.set_huge_pages(wanted).await?;
+            *pages = wanted;
+        }
+        Ok(())
+    }
+
+    async fn set_huge_pages(&self, pages: u64) -> Result<(), Error> {
+        let verb = Verb::SetHugePages(SetHugePages { pages, ..Default::default() });
+        // The guest may still boot, and gives up by itself.
+        let set = async { done(self.agent.call(verb).await?) };
+        set.await
+            .map_err(|error| error.context(format!("the VM does not come to {pages} huge pages")))
     }
 
     /// Makes it as large as this in both respects, if it is not.

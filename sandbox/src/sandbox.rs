@@ -329,17 +329,27 @@ impl Sandbox {
         self.disks.add(devices).await
     }
 
-    /// Has the VM be large enough for containers with these limits.
+    /// Has the VM be large enough for containers with these limits, and the guest keep their
+    /// huge pages for them.
     pub async fn grow_for(&self, containers: &[Limits]) -> Result<(), Error> {
-        self.machine.grow(self.growth.size_for(containers)).await
+        self.growth.check_huge_pages(containers)?;
+        self.machine.grow(self.growth.size_for(containers)).await?;
+        self.machine.reserve_huge_pages(self.growth.huge_pages(containers)).await
     }
 
-    /// Has the VM be no larger than containers with these limits need. What is returned
+    /// Has the guest keep no more huge pages than containers with these limits may use.
+    pub async fn release_huge_pages_for(&self, containers: &[Limits]) -> Result<(), Error> {
+        self.machine.release_huge_pages(self.growth.huge_pages(containers)).await
+    }
+
+    /// Has the VM be no larger than containers with these limits need, their huge pages
+    /// included. What is returned
     /// resolves when the guest has given back the memory that it had too much.
     pub async fn shrink_for(
         &self,
         containers: &[Limits],
     ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+        self.release_huge_pages_for(containers).await?;
         self.machine.shrink(self.growth.size_for(containers)).await
     }
 

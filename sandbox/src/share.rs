@@ -5,6 +5,9 @@
 //! are symbolic links to `.binds/<n>`, where a source is once for all containers of the pod: so
 //! they see the same inodes, and meet at its FIFOs, sockets, locks and mappings.
 //!
+//! What is on huge pages of the host is not shared: the link leads to a volume that the guest
+//! makes of huge pages of its own, one for each source, as long as the pod lives.
+//!
 //! The mount that the VMM serves is read-only, so the guest can neither fill it nor put a
 //! symbolic link where we are about to mount. We make directories through a second mount of
 //! the same tmpfs that only a descriptor of ours leads to. A container's part is undone when
@@ -18,12 +21,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use husk_protocol::HUGE_PAGES_PATH;
+use husk_protocol::agent::HugePages;
 use nix::mount::MsFlags;
-use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, statfs};
 
 use crate::error::{Error, IoContext};
 use crate::mount::{self, Mounted};
 use crate::run_dir::checked_name;
+use crate::size::HUGE_PAGE;
 use crate::spec::BindSource;
 use crate::volumes::{Volumes, Watch};
 
@@ -41,6 +47,9 @@ pub struct Share {
     /// The writable mount of the tmpfs.
     writer: OwnedFd,
     binds: Mutex<Binds>,
+    /// Directories on huge pages that containers have or had, by device and inode, each with
+    /// its number.
+    huge_pages: Mutex<HashMap<(u64, u64), usize>>,
     volumes: Arc<Volumes>,
     _mounted: Mounted,
 }
@@ -79,6 +88,7 @@ pub struct SharedContainer {
     share: Arc<Share>,
     name: String,
     binds: Vec<Arc<Bind>>,
+    huge_pages: Vec<HugePages>,
 }
 
 impl Share {
@@ -100,6 +110,7 @@ impl Share {
             path,
             writer,
             binds: Mutex::default(),
+            huge_pages: Mutex::default(),
             volumes: Arc::default(),
             _mounted: mounted,
         };
@@ -129,8 +140,12 @@ impl Share {
         let writable = self.writable(name);
         fs::create_dir(&writable)
             .context(|| format!("cannot make the share of container {name}"))?;
-        let mut container =
-            SharedContainer { share: self, name: name.to_owned(), binds: Vec::new() };
+        let mut container = SharedContainer {
+            share: self,
+            name: name.to_owned(),
+            binds: Vec::new(),
+            huge_pages: Vec::new(),
+        };
         let visible = container.share.path.join(name);
         let made = fs::create_dir(writable.join("rootfs"))
             .and_then(|()| fs::create_dir(writable.join("mounts")));
@@ -140,19 +155,37 @@ impl Share {
             .map_err(|error| error.context("cannot share the root file system"))?;
         for (n, source) in binds.iter().enumerate() {
             let what = || format!("cannot share the mount source {}", source.source.display());
-            let bind = container.share.bind(source).map_err(|error| error.context(what()))?;
             let link = writable.join("mounts").join(n.to_string());
-            symlink(format!("../../{BINDS}/{}", bind.number), link).context(what)?;
-            container.binds.push(bind);
+            let metadata = fs::metadata(&source.source)
+                .map_err(|error| Error::invalid(error.to_string()).context(what()))?;
+            let found = huge_pages(source, &metadata).map_err(|error| error.context(what()))?;
+            let place = match found {
+                Some(found) => {
+                    let volume = container.share.huge_volume(&metadata, &found);
+                    let place = volume.path.clone();
+                    container.huge_pages.push(volume);
+                    place
+                }
+                None => {
+                    let bind = container.share.bind(source, &metadata);
+                    let bind = bind.map_err(|error| error.context(what()))?;
+                    let place = format!("../../{BINDS}/{}", bind.number);
+                    container.binds.push(bind);
+                    place
+                }
+            };
+            symlink(place, link).context(what)?;
         }
         Ok(container)
     }
 
     /// Binds a source, unless another container has it already.
-    fn bind(self: &Arc<Self>, source: &BindSource) -> Result<Arc<Bind>, Error> {
-        let metadata =
-            fs::metadata(&source.source).map_err(|error| Error::invalid(error.to_string()))?;
-        check(source, &metadata)?;
+    fn bind(
+        self: &Arc<Self>,
+        source: &BindSource,
+        metadata: &Metadata,
+    ) -> Result<Arc<Bind>, Error> {
+        check(source, metadata)?;
         let key = Source { bind: source.clone(), device: metadata.dev(), inode: metadata.ino() };
         let bind = {
             let mut binds = lock(&self.binds);
@@ -172,6 +205,21 @@ impl Share {
         };
         bind.make(source, metadata.is_dir())?;
         Ok(bind)
+    }
+
+    /// The guest's volume in the place of a directory on huge pages of the host.
+    fn huge_volume(&self, root: &Metadata, found: &Statfs) -> HugePages {
+        let mut known = lock(&self.huge_pages);
+        let next = known.len() + 1;
+        let number = *known.entry((root.dev(), root.ino())).or_insert(next);
+        HugePages {
+            path: format!("{HUGE_PAGES_PATH}/{number}"),
+            size: found.blocks() * HUGE_PAGE,
+            uid: root.uid(),
+            gid: root.gid(),
+            mode: root.mode() & 0o7777,
+            ..Default::default()
+        }
     }
 
     /// A container's directory on the writable mount, where no other mount can be met.
@@ -233,6 +281,11 @@ impl Drop for Bind {
 }
 
 impl SharedContainer {
+    /// What the guest has to make for it.
+    pub fn huge_pages(&self) -> &[HugePages] {
+        &self.huge_pages
+    }
+
     /// Takes the container's part away and reports what could not be.
     pub fn remove(mut self) -> Result<(), Error> {
         let mut done = self.undo();
@@ -277,14 +330,32 @@ fn check(source: &BindSource, metadata: &Metadata) -> Result<(), Error> {
              address of the network instead",
         ));
     }
+    Ok(())
+}
+
+/// What the source's file system has to say if it is huge pages. Refuses what the guest's own
+/// cannot take the place of.
+fn huge_pages(source: &BindSource, metadata: &Metadata) -> Result<Option<Statfs>, Error> {
     let found = statfs(&source.source).map_err(|error| Error::invalid(error.to_string()))?;
-    if found.filesystem_type() == HUGETLBFS_MAGIC {
+    if found.filesystem_type() != HUGETLBFS_MAGIC {
+        return Ok(None);
+    }
+    if !metadata.is_dir() {
         return Err(Error::invalid(
-            "it is in huge pages of the host, and the VM's memory is its own; use an emptyDir \
-             in memory instead",
+            "it is a file in huge pages of the host, and the VM's memory is its own; share it by \
+             other means",
         ));
     }
-    Ok(())
+    let page = found.block_size() as u64;
+    if page != HUGE_PAGE {
+        return Err(Error::invalid(format!(
+            "it is in huge pages of {} kB, and a VM has those of {} kB only; use medium: \
+             HugePages-2Mi",
+            page >> 10,
+            HUGE_PAGE >> 10
+        )));
+    }
+    Ok(Some(found))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -416,18 +487,60 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_of_the_host_are_refused() {
+    fn huge_pages_are_the_guests_own() {
         let Some((dir, share)) = share() else { return };
-        let source = dir.path().join("pages");
-        fs::create_dir(&source).expect("directory");
-        let none = None::<&str>;
-        if nix::mount::mount(none, &source, Some("hugetlbfs"), MsFlags::empty(), none).is_err() {
-            return println!("not run: this kernel has no hugetlbfs");
+        // Mounted from the first on; nothing where the kernel has none.
+        let volume = |name: &str, options: &str| {
+            let source = dir.path().join(name);
+            fs::create_dir(&source).expect("directory");
+            let (kind, flags) = (Some("hugetlbfs"), MsFlags::empty());
+            nix::mount::mount(None::<&str>, &source, kind, flags, Some(options)).ok()?;
+            Some((Mounted::at(source.clone()), source))
+        };
+        let options = "pagesize=2M,size=8M,uid=5,gid=6,mode=0750";
+        let Some((_first, one)) = volume("one", options) else {
+            return println!("not run: this kernel has no huge pages of 2 MiB");
+        };
+        let (_second, two) = volume("two", "pagesize=2M").expect("another");
+        let bind = |source: &Path, read_only| BindSource {
+            source: source.into(),
+            recursive: true,
+            read_only,
+            follows: true,
+        };
+        let add = |name, binds: &[_]| share.clone().add(name, dir.path(), binds);
+        let link = |name: &str, n: u32| {
+            let link = dir.path().join(format!("share/{name}/mounts/{n}"));
+            fs::read_link(link).expect("a link").display().to_string()
+        };
+        let a = add("a", &[bind(&one, false), bind(&two, false)]).expect("add");
+        let [first, second] = a.huge_pages() else { panic!("{:?}", a.huge_pages()) };
+        let facts = (first.size, first.uid, first.gid, first.mode);
+        assert_eq!(facts, (8 << 20, 5, 6, 0o750));
+        assert_eq!((second.size, second.uid, second.mode), (0, 0, 0o755));
+        let (path, first) = ("/run/husk/huge-pages/", first.path.clone());
+        assert!(first.starts_with(path) && second.path.starts_with(path), "{first}");
+        assert_ne!(first, second.path);
+        assert_eq!([link("a", 0), link("a", 1)], [first.clone(), second.path.clone()]);
+        let b = add("b", &[bind(&one, true)]).expect("add");
+        assert_eq!(link("b", 0), first, "one volume, read-only or not");
+        a.remove().expect("remove");
+        b.remove().expect("remove");
+        let again = add("c", &[bind(&one, false)]).expect("add");
+        assert_eq!(again.huge_pages()[0].path, first, "it is there as long as the pod is");
+
+        let file = one.join("file");
+        fs::write(&file, b"").expect("an empty file");
+        let error = add("d", &[bind(&file, false)]).expect_err("a file");
+        assert!(error.message.contains("one/file: it is a file in huge pages"), "{error}");
+        assert_eq!(error.code, crate::error::Code::InvalidArgument);
+        match volume("large", "pagesize=1G") {
+            Some((_large, large)) => {
+                let error = add("d", &[bind(&large, false)]).expect_err("another size");
+                assert!(error.message.contains("huge pages of 1048576 kB"), "{error}");
+            }
+            None => println!("not run: this machine has no huge pages of 1 GiB"),
         }
-        let _mounted = Mounted::at(source.clone());
-        let bind = BindSource { source, recursive: true, read_only: false, follows: true };
-        let error = share.clone().add("c1", dir.path(), &[bind]).expect_err("refused");
-        assert!(error.message.contains("pages: it is in huge pages"), "{error}");
     }
 
     #[test]

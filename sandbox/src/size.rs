@@ -7,6 +7,11 @@ use std::fmt;
 
 use husk_vmm::config::MAX_VCPUS;
 
+use crate::error::Error;
+
+/// Bytes of a huge page of the guest: it can have no others while it runs.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
 /// vCPUs and memory of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -23,6 +28,8 @@ pub struct Limits {
     pub cpu_period: Option<u64>,
     /// Bytes.
     pub memory: Option<i64>,
+    /// Bytes in huge pages, which no limit of memory counts.
+    pub huge_pages: Option<u64>,
 }
 
 /// What [`Limits::cpu`] counts as one.
@@ -39,6 +46,8 @@ pub struct Growth {
     pub base: Size,
     pub least: Size,
     pub most: Size,
+    /// Bytes in huge pages that the containers may use together, whatever their own limits.
+    pub huge_pages: u64,
 }
 
 impl fmt::Display for Size {
@@ -48,12 +57,14 @@ impl fmt::Display for Size {
 }
 
 impl Limits {
-    /// These, as an update changes them: what is absent in it, or 0, stays.
+    /// These, as an update changes them: what is absent in it, or 0, stays, but of huge pages.
     pub fn updated(self, change: Limits) -> Limits {
         Limits {
             cpu_quota: change.cpu_quota.filter(|&quota| quota != 0).or(self.cpu_quota),
             cpu_period: change.cpu_period.filter(|&period| period != 0).or(self.cpu_period),
             memory: change.memory.filter(|&memory| memory != 0).or(self.memory),
+            // 0 is a limit here.
+            huge_pages: change.huge_pages.or(self.huge_pages),
         }
     }
 
@@ -88,12 +99,36 @@ impl Growth {
             false => cpus.max(self.base.vcpus.into()),
         };
         let more = containers.iter().map(|limits| limits.memory_mib(self.most.memory_mib));
-        let memory_mib = more.fold(self.base.memory_mib, u64::saturating_add);
+        let memory_mib = more
+            .chain([self.huge_pages(containers) * (HUGE_PAGE >> 20)])
+            .fold(self.base.memory_mib, u64::saturating_add);
         let Growth { least, most, .. } = self;
         Size {
             vcpus: vcpus.clamp(least.vcpus.into(), most.vcpus.into()) as u8,
             memory_mib: memory_mib.clamp(least.memory_mib, most.memory_mib),
         }
+    }
+
+    /// How many huge pages the guest has to have for the containers with these limits.
+    pub fn huge_pages(&self, containers: &[Limits]) -> u64 {
+        let limited = containers.iter().filter_map(|limits| limits.huge_pages);
+        limited.fold(0, u64::saturating_add).max(self.huge_pages) / HUGE_PAGE
+    }
+
+    /// Refuses huge pages that the largest VM has no room for: the guest would have too little
+    /// memory beside them.
+    pub fn check_huge_pages(&self, containers: &[Limits]) -> Result<(), Error> {
+        let mib = self.huge_pages(containers) * (HUGE_PAGE >> 20);
+        let room = self.most.memory_mib.saturating_sub(self.base.memory_mib);
+        if mib <= room {
+            return Ok(());
+        }
+        Err(Error::precondition(format!(
+            "the pod is to have {mib} MiB in huge pages, and its VM has room for {room} MiB: it can \
+             have {} MiB, and needs {} MiB besides; lower the limits of huge pages, or raise \
+             io.husk.memory-mib if the pod has that annotation",
+            self.most.memory_mib, self.base.memory_mib
+        )))
     }
 }
 
@@ -101,15 +136,17 @@ impl Size {
     /// The VM for containers with these limits, on a host with `host_cpus` CPUs and
     /// `host_memory_mib` of memory. Without limits it is `least`.
     ///
-    /// The memory limit comes on top of the least memory, so that all of it can be used. A
-    /// limit as large as the host is no limit.
+    /// The memory limit comes on top of the least memory, so that all of it can be used, and so
+    /// do huge pages. A limit of memory as large as the host is no limit.
     pub fn of(limits: &Limits, least: Size, host_cpus: usize, host_memory_mib: u64) -> Size {
         let most = host_cpus.clamp(1, MAX_VCPUS as usize) as u64;
         let vcpus = match limits.cpu() {
             Some(cpu) => cpu.div_ceil(CPU).clamp(1, most) as u8,
             None => least.vcpus,
         };
-        Size { vcpus, memory_mib: least.memory_mib + limits.memory_mib(host_memory_mib) }
+        let huge_mib = limits.huge_pages.unwrap_or(0) >> 20;
+        let memory_mib = least.memory_mib + limits.memory_mib(host_memory_mib) + huge_mib;
+        Size { vcpus, memory_mib }
     }
 }
 
@@ -133,7 +170,16 @@ mod tests {
     const LEAST: Size = Size { vcpus: 1, memory_mib: 256 };
 
     fn limits(cpu_quota: i64, cpu_period: u64, memory: i64) -> Limits {
-        Limits { cpu_quota: Some(cpu_quota), cpu_period: Some(cpu_period), memory: Some(memory) }
+        Limits {
+            cpu_quota: Some(cpu_quota),
+            cpu_period: Some(cpu_period),
+            memory: Some(memory),
+            huge_pages: None,
+        }
+    }
+
+    fn huge(mib: u64) -> Limits {
+        Limits { huge_pages: Some(mib << 20), ..Limits::default() }
     }
 
     #[test]
@@ -157,8 +203,35 @@ mod tests {
         assert_eq!(Size::of(&limits, LEAST, 64, 8192), size);
     }
 
-    const GROWTH: Growth =
-        Growth { base: LEAST, least: LEAST, most: Size { vcpus: 4, memory_mib: 2048 } };
+    const GROWTH: Growth = Growth {
+        base: LEAST,
+        least: LEAST,
+        most: Size { vcpus: 4, memory_mib: 2048 },
+        huge_pages: 0,
+    };
+
+    #[test]
+    fn huge_pages_come_on_top_of_memory() {
+        let both = Limits { memory: Some(100 << 20), ..huge(64) };
+        assert_eq!(Size::of(&both, LEAST, 8, 8192).memory_mib, 256 + 100 + 64);
+        let of = |growth: Growth, containers: &[Limits]| {
+            (growth.huge_pages(containers), growth.size_for(containers).memory_mib)
+        };
+        assert_eq!(of(GROWTH, &[]), (0, 256));
+        assert_eq!(of(GROWTH, &[both, huge(2), Limits::default()]), (33, 256 + 100 + 66));
+        let of_pod = Growth { huge_pages: 64 << 20, ..GROWTH };
+        assert_eq!(of(of_pod, &[huge(2)]), (32, 256 + 64), "its containers have them in common");
+        assert_eq!(of(of_pod, &[huge(66)]), (33, 256 + 66));
+    }
+
+    #[test]
+    fn more_huge_pages_than_the_largest_vm_has_room_for_are_refused() {
+        GROWTH.check_huge_pages(&[huge(1000), huge(2048 - 256 - 1000)]).expect("they fit");
+        let error = GROWTH.check_huge_pages(&[huge(1000), huge(794)]).expect_err("2 MiB too many");
+        let wanted = "1794 MiB in huge pages, and its VM has room for 1792 MiB";
+        assert!(error.message.contains(wanted), "{error}");
+        GROWTH.check_huge_pages(&[huge(u64::MAX >> 20), huge(u64::MAX >> 20)]).expect_err("absurd");
+    }
 
     #[test]
     fn a_running_vm_is_for_all_its_containers_together() {
@@ -191,5 +264,7 @@ mod tests {
         let quota = Limits { cpu_quota: Some(-1), ..Default::default() };
         assert_eq!(before.updated(quota), limits(-1, 100_000, 1000));
         assert_eq!(before.updated(limits(1, 2, 3)), limits(1, 2, 3));
+        assert_eq!(huge(2).updated(limits(1, 2, 3)).huge_pages, Some(2 << 20));
+        assert_eq!(huge(2).updated(huge(0)).huge_pages, Some(0));
     }
 }

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::cgroup;
 use crate::error::Error;
 use crate::hooks::{Hooks, HostHooks};
 use crate::network::Network;
-use crate::size::Limits;
+use crate::size::{HUGE_PAGE, Limits};
 pub use devices::BlockDevice;
 use devices::Device;
 use mounts::{Mount, SHARED_MEMORY};
@@ -76,6 +77,9 @@ struct Linux {
     rest: Map<String, Value>,
 }
 
+/// How OCI calls the huge pages that the guest has.
+const PAGE_SIZE: &str = "2MB";
+
 /// An OCI LinuxResources, kept whole.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Resources(Map<String, Value>);
@@ -85,6 +89,7 @@ impl Limits {
     pub fn of_resources(json: &[u8]) -> Result<Limits, Error> {
         let resources: Resources = serde_json::from_slice(json)
             .map_err(|error| Error::invalid(format!("cannot read the resources: {error}")))?;
+        resources.check_huge_pages()?;
         Ok(resources.limits())
     }
 }
@@ -96,7 +101,36 @@ impl Resources {
             cpu_quota: number("cpu", "quota").and_then(Value::as_i64),
             cpu_period: number("cpu", "period").and_then(Value::as_u64),
             memory: number("memory", "limit").and_then(Value::as_i64),
+            huge_pages: self
+                .huge_page_limits()
+                .rev()
+                .find(|limit| limit.0 == PAGE_SIZE)
+                .map(|(_, bytes)| bytes),
         }
+    }
+
+    /// Page sizes and bytes, as far as they can be read.
+    fn huge_page_limits(&self) -> impl DoubleEndedIterator<Item = (&str, u64)> {
+        let list = self.0.get("hugepageLimits").and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(|entry| {
+            Some((entry.get("pageSize")?.as_str()?, entry.get("limit")?.as_u64()?))
+        })
+    }
+
+    /// Refuses limits of huge pages that the guest does not have. None of a size is a limit
+    /// that holds for any.
+    fn check_huge_pages(&self) -> Result<(), Error> {
+        for (size, bytes) in self.huge_page_limits().filter(|(_, bytes)| *bytes > 0) {
+            let why = match size {
+                PAGE_SIZE if bytes.is_multiple_of(HUGE_PAGE) => continue,
+                PAGE_SIZE => "is no multiple of the page's size",
+                _ => "cannot be had: a VM has huge pages of 2MB only; use those",
+            };
+            return Err(Error::invalid(format!(
+                "the limit of {bytes} bytes in huge pages of {size} in linux.resources {why}"
+            )));
+        }
+        Ok(())
     }
 
     fn device_rules(&self) -> &[Value] {
@@ -141,13 +175,15 @@ impl Spec {
     }
 
     /// What the containers of the pod may use: of a Kubernetes sandbox what containerd's
-    /// annotations sum up, of any other container its own limits.
+    /// annotations sum up, and the kubelet's limit of huge pages, of which neither has to be in
+    /// the containers' own limits; of any other container its own limits.
     pub fn limits(&self) -> Limits {
         if self.annotation("io.kubernetes.cri.container-type") == Some("sandbox") {
             return Limits {
                 cpu_quota: self.number("io.kubernetes.cri.sandbox-cpu-quota"),
                 cpu_period: self.number("io.kubernetes.cri.sandbox-cpu-period"),
                 memory: self.number("io.kubernetes.cri.sandbox-memory"),
+                huge_pages: cgroup::huge_pages_of_pod(self.cgroups_path()),
             };
         }
         let resources = self.linux.as_ref().and_then(|linux| linux.resources.as_ref());
@@ -394,6 +430,7 @@ impl Linux {
                 )));
             }
         }
+        self.resources.as_ref().map_or(Ok(()), Resources::check_huge_pages)?;
         let any = self.allows_any_device();
         let can_be = |device: &Device| device.is_in_guest() || self.disk(device).is_some();
         match self.devices.iter().find(|device| !any && !can_be(device)) {

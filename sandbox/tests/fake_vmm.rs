@@ -88,7 +88,7 @@ impl Place {
             cgroups_path: String::new(),
             settings: PodSettings {
                 size: SIZE,
-                growth: Growth { base: SIZE, least: SIZE, most: MOST },
+                growth: Growth { base: SIZE, least: SIZE, most: MOST, huge_pages: 0 },
                 kernel_args: "loglevel=3".into(),
                 network: NetworkSettings::default(),
                 assets: Assets {
@@ -129,8 +129,10 @@ async fn a_pod_lives_and_leaves_nothing() {
     let shared = sandbox.share_container("c1", &place.path("rootfs"), &binds).expect("share");
     let stdout = sandbox.expect_stream();
     let stdio = Terminal { stdout_port: stdout.port(), ..Terminal::default() };
-    let (created, stream) =
-        tokio::join!(sandbox.create("c1", b"{}".to_vec(), stdio, Vec::new()), stdout.connected());
+    let (created, stream) = tokio::join!(
+        sandbox.create("c1", b"{}".to_vec(), stdio, vec![], vec![]),
+        stdout.connected()
+    );
     assert_eq!(created.expect("created"), 7);
     // The fake guest says on stdout what it found: its set-up and the file in the share.
     let mut stream = stream.expect("stream");
@@ -162,6 +164,7 @@ async fn a_vm_is_resized_for_its_containers() {
         cpu_quota: Some(cpus * 100_000),
         cpu_period: Some(100_000),
         memory: Some(mib << 20),
+        huge_pages: None,
     };
     let mut told = async || match events.recv().await.expect("event").kind {
         Some(guest::event::Kind::Log(line)) => line.message,
@@ -177,6 +180,18 @@ async fn a_vm_is_resized_for_its_containers() {
     assert_eq!(told().await, "3 CPUs, memory in slot 4");
     reached.await.expect("given back");
     sandbox.shrink_for(&[]).await.expect("shrink").await.expect("given back");
+    assert_eq!(told().await, "2 CPUs, memory in slot 3");
+    let huge = |pages: u64| Limits { huge_pages: Some(pages << 21), ..Limits::default() };
+    sandbox.grow_for(&[huge(4), huge(1)]).await.expect("grow");
+    assert_eq!(told().await, "2 CPUs, memory in slot 3");
+    assert_eq!(told().await, "5 huge pages");
+    sandbox.grow_for(&[huge(4)]).await.expect("they are there");
+    let error = sandbox.grow_for(&[huge(700)]).await.expect_err("no room");
+    assert!(error.message.contains("1400 MiB in huge pages"), "{error}");
+    sandbox.release_huge_pages_for(&[huge(1)]).await.expect("release");
+    assert_eq!(told().await, "1 huge pages");
+    sandbox.shrink_for(&[]).await.expect("shrink").await.expect("given back");
+    assert_eq!(told().await, "0 huge pages");
     assert_eq!(told().await, "2 CPUs, memory in slot 3");
     sandbox.kill("enough");
     sandbox.ended().await;
@@ -218,7 +233,7 @@ async fn a_vm_that_cannot_be_built_says_why() {
     let (sandbox, _events) = Sandbox::launch(place.launch("")).expect("launch");
     // The fake takes this name as its word to end as a panic would end it.
     let error = sandbox
-        .create("fail", Vec::new(), Terminal::default(), Vec::new())
+        .create("fail", Vec::new(), Terminal::default(), vec![], vec![])
         .await
         .expect_err("fails");
     assert_eq!(error.code, Code::Unavailable);
@@ -231,7 +246,7 @@ async fn a_vm_that_cannot_be_built_says_why() {
 async fn a_panic_for_want_of_memory_is_told_as_one() {
     let place = Place::new();
     let (sandbox, _events) = Sandbox::launch(place.launch("")).expect("launch");
-    let greedy = sandbox.create("greedy", Vec::new(), Terminal::default(), Vec::new());
+    let greedy = sandbox.create("greedy", vec![], Terminal::default(), vec![], vec![]);
     let error = greedy.await.expect_err("the guest panics");
     assert!(error.message.contains("it had no memory left and nothing to kill"), "{error}");
     assert!(sandbox.ended().await.oom);
@@ -379,6 +394,13 @@ fn monitor() -> ExitCode {
             Verb::SetSize(size) => {
                 answer(&mut agent, frame.id, response::Result::Done(guest::Done::new()));
                 let message = format!("{} CPUs, memory in slot {}", size.cpus, size.memory_slot);
+                let line = guest::Log { message, ..Default::default() };
+                let kind = Some(guest::event::Kind::Log(line));
+                send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));
+            }
+            Verb::SetHugePages(told) => {
+                answer(&mut agent, frame.id, response::Result::Done(guest::Done::new()));
+                let message = format!("{} huge pages", told.pages);
                 let line = guest::Log { message, ..Default::default() };
                 let kind = Some(guest::event::Kind::Log(line));
                 send(&mut agent, 0, Body::Event(guest::Event { kind, ..Default::default() }));

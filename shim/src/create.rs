@@ -153,6 +153,7 @@ async fn fill(
     );
     let (mut io, mut terminal) = opened?;
     let (rootfs, shared) = mounted?;
+    let huge_pages = shared.huge_pages().to_vec();
     {
         let mut inner = container.inner();
         (inner.rootfs, inner.shared) = (rootfs, Some(shared));
@@ -172,7 +173,7 @@ async fn fill(
     let disks = sandbox.add_disks(guest.disks).await?;
     let told = disks.iter().map(Disk::for_guest).collect();
     container.inner().disks = disks;
-    let guest_pid = sandbox.create(&container.id, guest.json, terminal, told).await?;
+    let guest_pid = sandbox.create(&container.id, guest.json, terminal, told, huge_pages).await?;
     container.inner().init.guest_pid = Some(guest_pid);
     container.apply("", Input::Made)
 }
@@ -245,7 +246,7 @@ fn to_mount(mount: &containerd_shim_protos::types::mount::Mount) -> Mount {
 }
 
 /// Undoes a create: for the pod's own container that is the VM, for another its part of it.
-async fn roll_back(pod: &Pod, container: &Container) {
+async fn roll_back(pod: &Arc<Pod>, container: &Container) {
     let own = container.id == pod.id;
     let sandbox = if own { pod.take_sandbox() } else { pod.sandbox().ok() };
     if let (Some(sandbox), false) = (&sandbox, own) {
@@ -272,4 +273,5 @@ async fn roll_back(pod: &Pod, container: &Container) {
         log::error(&format!("cleaning up after a failed create: {error}"));
     }
     pod.remove(&container.id);
+    update::after_end(pod, container);
 }

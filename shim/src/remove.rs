@@ -17,6 +17,7 @@ use crate::log;
 use crate::pod::Pod;
 use crate::process::{Exit, LOST_STATUS, State};
 use crate::reply::timestamp;
+use crate::update;
 
 /// How long the guest may take to clear away a container or an exec. It does so again, or
 /// with its VM, later.
@@ -120,6 +121,7 @@ async fn clear(pod: &Arc<Pod>, container: &Arc<Container>) -> Exit {
         ..Default::default()
     }));
     pod.remove(&container.id);
+    update::after_end(pod, container);
     container.phases.reach("deleted");
     container.phases.log(&container.id, milestones);
     exit

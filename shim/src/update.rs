@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Update: a container may use more or less, and the VM follows. It grows before the container
-//! may use more, and shrinks after it may use less.
+//! may use more, and shrinks after it may use less, or, of huge pages, is gone.
 
 use std::sync::Arc;
 
@@ -43,6 +43,23 @@ pub async fn update(
 pub async fn make_room(pod: &Pod, sandbox: &Sandbox) -> Result<(), Error> {
     let _turn = pod.resizing.lock().await;
     sandbox.grow_for(&pod.limits()).await
+}
+
+/// Has the guest give up the huge pages of a container that is gone, beside all else: one that
+/// is resized meanwhile may take its time.
+pub fn after_end(pod: &Arc<Pod>, container: &Container) {
+    let had = container.inner().limits.and_then(|limits| limits.huge_pages);
+    if let (Some(1..), Ok(sandbox)) = (had, pod.sandbox()) {
+        let pod = pod.clone();
+        tokio::spawn(async move {
+            let _turn = pod.resizing.lock().await;
+            if let Err(error) = sandbox.release_huge_pages_for(&pod.limits()).await
+                && !sandbox.has_ended()
+            {
+                log::warn(&error.message);
+            }
+        });
+    }
 }
 
 /// Takes back what no container may use any more. A guest that does not give it back keeps it.

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::outbox::Reply;
 use crate::resources;
 use crate::stdio::Connected;
-use crate::verbs::{delete, process};
+use crate::verbs::{delete, huge_pages, process};
 
 pub async fn create(agent: &Rc<Agent>, request: Create, reply: Reply) {
     // Before the id is taken: others may want it meanwhile.
@@ -77,6 +77,7 @@ async fn make(agent: &Agent, container: &Rc<Container>, request: &Create) -> Res
     if let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) {
         resources::apply(&container.cgroup, limits)?;
     }
+    huge_pages::mount_all(&request.huge_pages)?;
 
     let connected = Connected::dial(&agent.host, &request.stdio).await?;
     not_deleted(container)?;

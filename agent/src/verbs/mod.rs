@@ -8,6 +8,7 @@ pub mod delete;
 pub mod dial;
 pub mod disk;
 pub mod exec;
+pub mod huge_pages;
 pub mod network;
 pub mod pause;
 pub mod pids;

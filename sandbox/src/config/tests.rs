@@ -71,6 +71,11 @@ fn what_is_wrong_in_a_drop_in_is_blamed_on_it() {
 
 /// Settings whose files exist, for a pod with these annotations.
 fn pod(allowed: &[&str], annotations: &str) -> Result<PodSettings, Error> {
+    pod_of(allowed, &format!(r#"{{"annotations":{annotations}}}"#))
+}
+
+/// The same, for this config.json.
+fn pod_of(allowed: &[&str], spec: &str) -> Result<PodSettings, Error> {
     let file = || Some(PathBuf::from("/proc/self/exe"));
     let config = Config {
         vm: VmSettings {
@@ -82,7 +87,6 @@ fn pod(allowed: &[&str], annotations: &str) -> Result<PodSettings, Error> {
         },
         annotations: Annotations { allowed: allowed.iter().map(|&name| name.into()).collect() },
     };
-    let spec = format!(r#"{{"annotations":{annotations}}}"#);
     config.for_pod(&Spec::parse(spec.as_bytes()).expect("spec"), 8, 4096)
 }
 
@@ -111,6 +115,24 @@ fn annotations_change_the_vm_if_the_node_allows_them() {
     let error = pod(&all[..2], r#"{"io.husk.kernel-args":"x"}"#).expect_err("not allowed");
     assert_eq!(error.code, Code::InvalidArgument);
     assert!(error.message.contains("is not allowed on this node"), "{error}");
+}
+
+#[test]
+fn a_vm_begins_with_room_for_huge_pages() {
+    let container = |mib: u64, annotations: &str| {
+        let limit = format!(r#"{{"pageSize":"2MB","limit":{}}}"#, mib << 20);
+        let resources = format!(r#"{{"resources":{{"hugepageLimits":[{limit}]}}}}"#);
+        let spec = format!(r#"{{"linux":{resources},"annotations":{annotations}}}"#);
+        pod_of(&annotation::ALL, &spec)
+    };
+    let settings = container(64, "{}").expect("settings");
+    assert_eq!((settings.size.memory_mib, settings.growth.huge_pages), (256 + 64, 0));
+    let error = container(4096, "{}").expect_err("as much as the host has");
+    assert!(error.message.contains("its VM has room for 3840 MiB"), "{error}");
+    let fixed = r#"{"io.husk.memory-mib":"300"}"#;
+    assert_eq!(container(44, fixed).expect("settings").size.memory_mib, 300);
+    let error = container(46, fixed).expect_err("more than the annotation leaves");
+    assert!(error.message.contains("its VM has room for 44 MiB"), "{error}");
 }
 
 #[test]

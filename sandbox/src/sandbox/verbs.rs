@@ -41,14 +41,15 @@ pub struct Signal<'a> {
 }
 
 impl Sandbox {
-    /// Makes a container from a spec for the guest, with these disks; its first process waits
-    /// for [`Sandbox::start`]. The process's number in the guest.
+    /// Makes a container from a spec for the guest, with these disks and volumes; its first
+    /// process waits for [`Sandbox::start`]. The process's number in the guest.
     pub async fn create(
         &self,
         container: &str,
         spec: Vec<u8>,
         stdio: Terminal,
         disks: Vec<guest::Disk>,
+        huge_pages: Vec<guest::HugePages>,
     ) -> Result<u32, Error> {
         process(
             self.agent
@@ -57,6 +58,7 @@ impl Sandbox {
                     spec,
                     stdio: Some(stdio.into()).into(),
                     disks,
+                    huge_pages,
                     ..Default::default()
                 }))
                 .await?,

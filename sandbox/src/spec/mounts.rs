@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -149,7 +150,9 @@ impl Mount {
     /// What has to be shared for this mount; nothing unless it binds a host file.
     pub fn bind_source(&self) -> Option<BindSource> {
         let source = self.bound()?;
-        if KERNEL_TREES.iter().any(|tree| source.starts_with(tree)) {
+        let of_kernel = KERNEL_TREES.iter().any(|tree| source.starts_with(tree));
+        // Not /dev/hugepages, which the guest has only if it is a volume of the pod.
+        if of_kernel && !(source.starts_with("/dev") && is_on_huge_pages(&source)) {
             return None;
         }
         // What nothing is said of is the root's slave, and so the host's.
@@ -160,6 +163,10 @@ impl Mount {
         // directory by two mounts, one read-only, do not meet at its FIFOs and sockets.
         Some(BindSource { read_only: read_only && !bind.is_in_empty_dir(), ..bind })
     }
+}
+
+fn is_on_huge_pages(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == HUGETLBFS_MAGIC)
 }
 
 /// The path without `.`, `..` and repeated slashes; symbolic links are not looked at.

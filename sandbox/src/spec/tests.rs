@@ -313,6 +313,29 @@ fn what_the_host_needs_can_be_asked_for() {
 }
 
 #[test]
+fn limits_of_huge_pages_are_of_the_size_that_the_guest_has() {
+    let limit = |size: &str, bytes: u64| json!({"pageSize": size, "limit": bytes});
+    let of = |limits: Value| {
+        let json = json!({"linux": {"resources": {"hugepageLimits": limits}}}).to_string();
+        let spec = Spec::parse(json.as_bytes()).expect("spec");
+        spec.check().map(|()| spec.limits().huge_pages)
+    };
+    assert_eq!(of(json!([])), Ok(None));
+    assert_eq!(of(json!([limit("2MB", 6 << 20), limit("1GB", 0)])), Ok(Some(6 << 20)));
+    assert_eq!(of(json!([limit("1GB", 0)])), Ok(None));
+    assert_eq!(of(json!([limit("2MB", 0)])), Ok(Some(0)));
+    for (size, bytes, wanted) in [
+        ("1GB", 1 << 30, "1073741824 bytes in huge pages of 1GB in linux.resources cannot be had"),
+        ("2MB", 3 << 20, "2MB in linux.resources is no multiple of the page's size"),
+    ] {
+        let error = of(json!([limit(size, bytes)])).expect_err("refused");
+        assert!(error.message.contains(wanted), "{error}");
+        let json = json!({"hugepageLimits": [limit(size, bytes)]}).to_string();
+        assert_eq!(Limits::of_resources(json.as_bytes()), Err(error), "and in an update");
+    }
+}
+
+#[test]
 fn garbage_is_refused_with_its_name() {
     for bad in ["", "[]", "{\"mounts\": 3}", "{\"linux\": {\"namespaces\": [{}]}}"] {
         let error = Spec::parse(bad.as_bytes()).expect_err("refused");

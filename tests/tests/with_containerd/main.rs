@@ -15,6 +15,7 @@ mod failures;
 mod features;
 mod files;
 mod hooks;
+mod huge_pages;
 mod isolation;
 mod lifecycle;
 mod limits;

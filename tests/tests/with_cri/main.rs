@@ -12,6 +12,7 @@ mod block_volumes;
 mod crash;
 mod crowd;
 mod exec;
+mod huge_pages;
 mod identity;
 mod lifecycle;
 mod limits;
