@@ -49,15 +49,18 @@ fn mount_options() {
         // Of a mount that is there already, which these are not.
         let options = names(&features["mountOptions"]).into_iter().filter(|o| *o != "remount");
         let options: Vec<_> = options.collect();
-        let source = husk_tests::temporary("husk-source");
-        fs::write(source.path().join("file"), "x").expect("write");
+        // A volume of the pod's own, which can be shared in both directions.
+        let directory = husk_tests::temporary("husk-source");
+        let source = directory.path().join("kubernetes.io~empty-dir/volume");
+        fs::create_dir_all(&source).expect("directory");
+        fs::write(source.join("file"), "x").expect("write");
         let mut spec = spec(lab, "cat /tmp/*/file | wc -c; grep ' /tmp/' /proc/mounts");
         let mounts = spec["mounts"].as_array_mut().expect("mounts");
         mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
         for option in &options {
             mounts.push(json!({
                 "destination": format!("/tmp/{option}"), "type": "bind",
-                "source": source.path(), "options": ["bind", option],
+                "source": &source, "options": ["bind", option],
             }));
         }
         let said = run(lab, &spec);
