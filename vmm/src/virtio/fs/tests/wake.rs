@@ -70,6 +70,9 @@ fn files_that_the_host_has_deleted_are_shown_once_each() {
     assert_eq!(guest.lookup(ROOT_ID, gone).err(), Some(libc::ENOENT));
     fs::remove_dir_all(guest.path("old")).expect("remove");
     fs::remove_file(guest.path("unknown")).expect("remove");
+    guest.uid = 1000;
+    assert_eq!(guest.lookup(ROOT_ID, gone).err(), Some(libc::ENOENT), "for root alone");
+    guest.uid = 0;
     let mut shown = [(); 2].map(|()| {
         let entry = guest.lookup(ROOT_ID, gone).expect("a file");
         assert_eq!((entry.attr.nlink, entry.attr.mode & libc::S_IFMT), (0, libc::S_IFREG));

@@ -28,10 +28,12 @@ impl FileSystem for Tree {
         self.start_over(false, false);
     }
 
-    fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+    fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let parent = self.parent(parent, name)?;
         match name.to_bytes() {
             wake::NAME => Ok(wake::entry()),
+            // Others would come to files through directories that are closed to them.
+            wake::GONE if ctx.uid != 0 => Err(error(libc::ENOENT)),
             wake::GONE => self.look_up_gone(&parent),
             _ => self.look_up(&parent, name),
         }
